@@ -1,0 +1,59 @@
+# Everything a contributor needs; `make` lists it. The only things a machine must have are Python ≥ 3.11, make and, where
+# official downloads can't be reached, Go.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := operator agent_image tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit check generate verify-figures format lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1 — \2/'
+
+demo: $(STAMP) ## a real Kubernetes API, a simulated Fly and an agent on this machine (ONCE=1: the whole story, then an end)
+	@$(BIN)/python -m roost.local.story $(if $(ONCE),--once)
+
+test: $(STAMP) ## all tests, those against the real API server and the whole story included
+	$(BIN)/python -m pytest
+
+unit: $(STAMP) ## the quick tests only
+	$(BIN)/python -m pytest tests/unit
+
+check: $(STAMP) ## style, types, layers, and that generated files are up to date
+	$(BIN)/ruff check $(PACKAGES)
+	$(BIN)/ruff format --check $(PACKAGES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m roost.api.generate --check
+
+generate: $(STAMP) ## write crds/ and the generated reference pages anew
+	$(BIN)/python -m roost.api.generate
+
+verify-figures: $(STAMP) ## figures of the last demo, from its ledger and audit log alone (DIR=… for another stack)
+	@dir="$(or $(DIR),$${XDG_STATE_HOME:-$$HOME/.local/state}/roost/demo)"; \
+	$(BIN)/python -m roost.local.verify_figures --ledger "$$dir/fly/ledger.jsonl" --audit "$$dir"/audit*.jsonl \
+		$$(test -f "$$dir/logs/idle-window" && echo --idle-file "$$dir/logs/idle-window")
+
+format: $(STAMP) ## format the code
+	$(BIN)/ruff check --fix $(PACKAGES)
+	$(BIN)/ruff format $(PACKAGES)
+
+# One lock for all, so that what is tested is what is shipped; no index address goes into the files.
+LOCK := $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-header --allow-unsafe \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+lock: $(STAMP) ## resolve the dependencies anew
+	$(LOCK) --upgrade -o requirements/dev.txt --extra operator --extra dev pyproject.toml
+	$(LOCK) -c requirements/dev.txt -o requirements/operator.txt --extra operator pyproject.toml
+	$(LOCK) -c requirements/dev.txt -o requirements/agent.txt pyproject.toml
+
+clean: ## remove what the other targets made in this folder
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache roost.egg-info
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
