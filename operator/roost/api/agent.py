@@ -1,0 +1,549 @@
+"""The Agent: one agent on one Fly machine with one volume.
+
+The spec is what a person declares; the status is what the operator saw and did. Every field stands here once, with its
+bounds, default, meaning and rules; the CRD, the reference page and the parser follow from it.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from roost.api.block import (
+    Block,
+    Column,
+    Conditions,
+    Kind,
+    Line,
+    ObjectName,
+    Rule,
+    SecretKey,
+    Sized,
+    Time,
+    Word,
+    immutable,
+    keyed,
+    never_falls,
+    parse,
+    says,
+)
+from roost_agent.contract.paths import RESERVED_DIRECTORY
+
+NAME_LIMIT = 52
+"""Characters of an Agent's name; what is derived from it must still fit Fly's limits."""
+RESERVED_ENV_PREFIXES = ("FLY_", "ROOST_", "DIDCOMM_")
+RESERVED_ENV = (
+    "AGENT_DID",
+    "AGENTSHIELD_API_URL",
+    "AS_HEARTBEAT_TOKEN",
+    "OPENCLAW_GATEWAY_TOKEN",
+    "DATA_DIR",
+    "CONTROL_PORT",
+    "PAIRING_PORT",
+    "HEARTBEAT_INTERVAL_MS",
+    "FLEET_MCP_PORT",
+)
+_RESERVED = "|".join([*(f"{p}.*" for p in RESERVED_ENV_PREFIXES), *RESERVED_ENV])
+_STAYS = "what exists at Fly can't move; apply it under another name"
+# One part of a relative path: printable ASCII without slashes (\x2f), and neither "" nor "." (\x2e) nor "..".
+_PART = (
+    r"([\x20-\x2d\x30-\x7e][\x20-\x2e\x30-\x7e]*"
+    r"|[.][\x20-\x2d\x30-\x7e][\x20-\x2e\x30-\x7e]*"
+    r"|[.][.][\x20-\x2e\x30-\x7e]+)"
+)
+_NO_NUL = r"^[^\x00]*$"
+
+
+class Identity(Block):
+    """Who the agent is."""
+
+    display_name: str | None = Field(None, max_length=64, description="A name for people.")
+    token_epoch: int = Field(
+        0,
+        ge=0,
+        le=1_000_000_000,
+        description="Raise it to give the agent a new token; the one before ends.",
+        json_schema_extra=never_falls("an earlier token must never work again; use a higher number"),
+    )
+
+
+class Fly(Block):
+    """Where the agent lives at Fly. Nothing of it changes after creation."""
+
+    credential: str | None = Field(
+        None,
+        max_length=63,
+        pattern=r"^[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?$",
+        description="A Fly credential of the operator's settings, by name; left out, the settings' default.",
+        json_schema_extra=immutable(_STAYS) | says("the name of a credential: letters, digits and dashes"),
+    )
+    org: str | None = Field(
+        None,
+        max_length=63,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="The Fly organization, by slug; left out, the settings' default.",
+        json_schema_extra=immutable(_STAYS) | says("an org's slug: lower-case letters, digits and dashes"),
+    )
+    app_strategy: Literal["PerAgent", "Shared"] = Field(
+        "PerAgent",
+        description="PerAgent: an app of its own, made and deleted with it. Shared: the existing app named by app, "
+        "which is neither made nor deleted.",
+        json_schema_extra=immutable(_STAYS),
+    )
+    app: str | None = Field(
+        None,
+        max_length=62,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="The name of the app; left out, a name is derived. Needed with Shared.",
+        json_schema_extra=immutable(_STAYS) | says("a Fly app name: lower-case letters, digits and dashes"),
+    )
+    network: str | None = Field(
+        None,
+        max_length=63,
+        pattern=r"^[a-zA-Z0-9]([-_a-zA-Z0-9]*[a-zA-Z0-9])?$",
+        description="The private network that the app joins when it is made; left out, one of its own.",
+        json_schema_extra=immutable(_STAYS) | says("a network's name: letters, digits, dashes and underscores"),
+    )
+
+    RULES = (
+        Rule(
+            "self.appStrategy != 'Shared' || has(self.app)",
+            "app is missing: with appStrategy Shared, name the existing Fly app in it, or use appStrategy PerAgent",
+            field="app",
+        ),
+    )
+
+
+Region = Annotated[
+    str,
+    Field(
+        max_length=8,
+        pattern=r"^[a-z]{2,8}$",
+        description="A Fly region's code, such as iad.",
+        json_schema_extra=says("a Fly region's code of lower-case letters, such as iad"),
+    ),
+]
+
+
+class Placement(Block):
+    """In which regions the agent may live."""
+
+    regions: tuple[Region, ...] = Field(
+        (),
+        max_length=16,
+        description="In order of preference; the next is tried when one is full. Empty: the settings' regions.",
+    )
+
+
+class Machine(Block):
+    """The machine's image, size and manners."""
+
+    image: str | None = Field(
+        None,
+        max_length=512,
+        pattern=r"^[^\s]+$",
+        description="The container image, best with a digest; left out, the settings' image. It must hold the "
+        "supervisor.",
+        json_schema_extra=says("an image reference without spaces, such as registry.fly.io/agent@sha256:…"),
+    )
+    cpus: Literal[1, 2, 4, 6, 8] = Field(1, description="Shared CPUs: 1, 2, 4, 6 or 8.")
+    memory_mb: int = Field(
+        1024,
+        ge=1024,
+        le=16384,
+        multiple_of=256,
+        description="Memory in MiB, in steps of 256; 256 to 2048 for each CPU, at least 1024.",
+    )
+    stop_timeout_seconds: int = Field(
+        30, ge=1, le=300, description="How long the agent has to end by itself before it is killed."
+    )
+    restart: Literal["Always", "OnFailure", "Never"] = Field(
+        "OnFailure",
+        description="When Fly starts the machine again after the supervisor has ended; the supervisor itself keeps "
+        "the runtime alive.",
+    )
+
+    RULES = (
+        Rule(
+            "self.memoryMb >= 256 * self.cpus && self.memoryMb <= 2048 * self.cpus",
+            "memoryMb {self.memoryMb} does not fit cpus {self.cpus}: use "
+            "{self.cpus > 4 ? 256 * self.cpus : 1024} to {2048 * self.cpus}, or change cpus",
+            field="memoryMb",
+        ),
+    )
+
+
+class Volume(Block):
+    """The agent's disk."""
+
+    size_gb: int = Field(
+        1,
+        ge=1,
+        le=500,
+        description="Size in GB. It may grow while the agent runs, never shrink.",
+        json_schema_extra=never_falls("a volume at Fly can't shrink; keep the size, or apply it under another name"),
+    )
+    mount_path: str = Field(
+        "/data",
+        max_length=256,
+        pattern=r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$",
+        description="Where the disk is mounted; the runtime finds it in DATA_DIR and starts there. Never changes.",
+        json_schema_extra=immutable("files would be lost from sight; keep it, or apply it under another name")
+        | says("an absolute path such as /data, without dots at the start of a part and no slash at its end"),
+    )
+
+
+class HttpGet(Block):
+    """An HTTP request to the runtime, from inside the machine."""
+
+    path: str = Field(
+        "/",
+        max_length=256,
+        pattern=r"^/[\x21-\x7e]*$",
+        description="The path that is asked for.",
+        json_schema_extra=says("a path of plain characters that starts with a slash, such as /healthz"),
+    )
+    port: int = Field(ge=1, le=65535, description="The port that the runtime listens on.")
+
+
+class Readiness(Block):
+    """How the supervisor knows that the runtime is ready; left out, a process that stays up is ready."""
+
+    http_get: HttpGet = Field(description="The runtime is ready when this answers with 200 to 399.")
+    initial_deadline_seconds: int = Field(
+        300, ge=1, le=86_400, description="How long the runtime may take to be ready for the first time."
+    )
+
+
+Argument = Annotated[str, Field(max_length=32_768, pattern=_NO_NUL, description="The program, then its arguments.")]
+
+
+class Runtime(Block):
+    """What runs inside: the agent itself."""
+
+    kind: Literal["Command"] = Field(description="Command: the program in command, kept alive by the supervisor.")
+    version: str | None = Field(
+        None,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._+-]*[A-Za-z0-9])?$",
+        description="A label of what runs, reported back in the status; changing it restarts the runtime.",
+        json_schema_extra=says("letters, digits, dots, dashes, pluses and underscores, such as 1.4.2"),
+    )
+    command: tuple[Argument, ...] = Field(
+        (),
+        max_length=64,
+        description="The program and its arguments, not passed through a shell. Needed with kind Command. It starts "
+        "in DATA_DIR and should listen on ROOST_BIND_ADDRESS.",
+    )
+    readiness: Readiness | None = None
+
+    RULES = (
+        Rule(
+            "self.kind != 'Command' || (size(self.command) > 0 && self.command[0] != '')",
+            "command is empty: with kind Command, give the program and its arguments, "
+            'for example ["python3", "-m", "http.server"]',
+            field="command",
+        ),
+    )
+
+
+class SecretRef(Block):
+    """A key of a Secret of roost.dev in the same namespace."""
+
+    name: ObjectName = Field(description="The name of the Secret (secrets.roost.dev).")
+    key: SecretKey = Field(description="The key in it.")
+
+
+class EnvVar(Block):
+    """An environment variable of the runtime."""
+
+    name: str = Field(
+        max_length=256,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="The variable's name.",
+        json_schema_extra=says("a variable's name: letters, digits and underscores, no digit first"),
+    )
+    value: str | None = Field(
+        None, max_length=32_768, pattern=_NO_NUL, description="Its value as it stands; no secret belongs here."
+    )
+    value_from: SecretRef | None = Field(None, description="Its value from a Secret, in place of value.")
+
+    RULES = (
+        Rule(
+            "has(self.value) != has(self.valueFrom)",
+            "env {self.name} needs exactly one of value and valueFrom",
+        ),
+        Rule(
+            f"!self.name.matches('^({_RESERVED})$')",
+            "env name {self.name} is reserved for the supervisor: choose another name",
+            field="name",
+        ),
+    )
+
+
+class File(Block):
+    """A file that is written before the runtime starts."""
+
+    path: str = Field(
+        max_length=255,
+        pattern=f"^{_PART}(/{_PART})*$",
+        description="Where, relative to volume.mountPath.",
+        json_schema_extra=says(
+            "a path of plain characters relative to volume.mountPath, without empty, . and .. parts, such as etc/a.conf"
+        ),
+    )
+    mode: str = Field(
+        "0600",
+        max_length=4,
+        pattern=r"^0[0-7]{3}$",
+        description="The file's permissions in octal, in quotes.",
+        json_schema_extra=says("four octal digits in quotes, such as '0600'"),
+    )
+    content: str | None = Field(None, max_length=65_536, description="The text as it stands; no secret belongs here.")
+    content_from: SecretRef | None = Field(None, description="The text from a Secret, in place of content.")
+
+    RULES = (
+        Rule(
+            "has(self.content) != has(self.contentFrom)",
+            "file {self.path} needs exactly one of content and contentFrom",
+        ),
+        Rule(
+            f"self.path != '{RESERVED_DIRECTORY}' && !self.path.startsWith('{RESERVED_DIRECTORY}/')",
+            f"path {{self.path}} lies in {RESERVED_DIRECTORY}, which belongs to the supervisor: choose another path",
+            field="path",
+        ),
+    )
+
+
+class Heartbeat(Block):
+    """How often the agent reports, and how long its silence is borne."""
+
+    interval_seconds: int = Field(30, ge=5, le=3600, description="Seconds from one report to the next.")
+    missed_before_unhealthy: int = Field(
+        4, ge=1, le=100, description="After so many intervals without a report the agent counts as unhealthy."
+    )
+
+
+class AgentSpec(Block):
+    """What is declared."""
+
+    desired_state: Literal["Running", "Stopped"] = Field(
+        "Running", description="Running, or Stopped: the machine is stopped and its volume stays."
+    )
+    revoked: bool = Field(
+        False,
+        description="The kill switch: the machine is stopped and its configuration has no secrets and no files. The "
+        "annotation roost.dev/revoked does the same.",
+    )
+    paused: bool = Field(False, description="Leave everything as it is; deletion still works.")
+    deletion_policy: Literal["Delete", "Retain"] = Field(
+        "Delete",
+        description="What deletion does: Delete takes machine, volume and app away; Retain takes only the machine, and "
+        "an Agent of the same name finds the volume again.",
+    )
+    restarted_at: str | None = Field(
+        None,
+        max_length=64,
+        pattern=r"^[\x20-\x7e]+$",
+        description="Any new value restarts the runtime once; a time is customary.",
+        json_schema_extra=says("plain characters, such as 2026-11-21T10:00:00Z"),
+    )
+    identity: Identity = Identity()
+    fly: Fly = Fly()
+    placement: Placement = Placement()
+    machine: Machine = Machine()
+    volume: Volume = Volume()
+    runtime: Runtime
+    env: tuple[EnvVar, ...] = Field(
+        (),
+        max_length=256,
+        description="Environment of the runtime; it reaches the agent without a new machine.",
+        json_schema_extra=keyed("name"),
+    )
+    files: tuple[File, ...] = Field(
+        (),
+        max_length=64,
+        description="Files on the volume, written before the runtime starts.",
+        json_schema_extra=keyed("path"),
+    )
+    heartbeat: Heartbeat = Heartbeat()
+
+
+class Phase(StrEnum):
+    """One word for people; the conditions carry the truth."""
+
+    PENDING = "Pending"
+    PROVISIONING = "Provisioning"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    UPDATING = "Updating"
+    STOPPING = "Stopping"
+    STOPPED = "Stopped"
+    DEGRADED = "Degraded"
+    REVOKED = "Revoked"
+    FAILED = "Failed"
+    TERMINATING = "Terminating"
+
+
+class AppStatus(Block):
+    """The Fly app, pinned when it was first used."""
+
+    name: Word | None = Field(None, description="Its name.")
+    org: Word | None = Field(None, description="The org it is in.")
+    network: Word | None = Field(None, description="The private network it joined when it was made.")
+    incarnation: Word | None = Field(
+        None, description="The uid of the Agent that first made it; tokens are derived from it."
+    )
+
+
+class MachineStatus(Block):
+    """The Fly machine as last seen."""
+
+    id: Word | None = Field(None, description="Its id.")
+    name: Word | None = Field(None, description="Its name.")
+    state: Word | None = Field(None, description="Its state in Fly's words.")
+    version: Word | None = Field(None, description="Fly's id of its configuration.")
+    region: Word | None = Field(None, description="The region it is in.")
+    private_ip: Word | None = Field(None, description="Its address in the private network.")
+    image: Annotated[str, Sized(512)] | None = Field(None, description="The image it runs.")
+    config_hash: Word | None = Field(None, description="The hash of the configuration it was given.")
+
+
+class VolumeStatus(Block):
+    """The Fly volume as last seen."""
+
+    id: Word | None = Field(None, description="Its id.")
+    state: Word | None = Field(None, description="Its state in Fly's words.")
+    region: Word | None = Field(None, description="The region it is in.")
+    size_gb: int | None = Field(None, description="Its size in GB; more than declared is no fault.")
+
+
+class BundleStatus(Block):
+    """The configuration that the agent fetches, by revision."""
+
+    desired: Word | None = Field(None, description="What it should run.")
+    applied: Word | None = Field(None, description="What it says that it runs.")
+
+
+class InsideStatus(Block):
+    """What the agent said of itself; written when it changes, not with every heartbeat."""
+
+    supervisor_version: Word | None = Field(None, description="The version of the supervisor.")
+    runtime_version: Word | None = Field(None, description="The version label of the runtime.")
+    boot_phase: Word | None = Field(None, description="How far its start has come.")
+    since: Time | None = Field(None, description="When it last said something new.")
+    restarts: int | None = Field(None, description="How often the runtime was started again.")
+    last_exit_reason: Line | None = Field(None, description="How the runtime ended the last time.")
+    degraded: tuple[Annotated[str, Sized(253, description="One thing that does not work.")], ...] | None = Field(
+        None,
+        max_length=16,
+        description="What in it does not work.",
+    )
+
+
+class SecretUse(Block):
+    """A Secret that the agent's configuration uses."""
+
+    name: Word = Field(description="The Secret's name.")
+    version: int | None = Field(None, description="The version of its values that is used.")
+
+
+class DestroyError(Block):
+    """Why the last step of the deletion failed."""
+
+    op: Word | None = Field(None, description="What was tried.")
+    status: int | None = Field(None, description="Fly's HTTP status; 0 when there was no answer.")
+    message: Line | None = Field(None, description="What Fly said.")
+    at: Time | None = Field(None, description="When.")
+
+
+ThingId = Annotated[str, Sized(253, description="An id at Fly.")]
+
+
+class DestroyStatus(Block):
+    """How far deletion has come."""
+
+    started_at: Time | None = Field(None, description="When it began.")
+    machine_ids: tuple[ThingId, ...] | None = Field(None, max_length=32, description="Machines that are left.")
+    volume_ids: tuple[ThingId, ...] | None = Field(None, max_length=32, description="Volumes that are left.")
+    app: Word | None = Field(None, description="The app that is left.")
+    last_error: DestroyError | None = None
+
+
+class AgentStatus(Block):
+    """What the operator saw and did; written by it alone."""
+
+    observed_generation: int = Field(-1, description="The generation of the spec that this speaks of; -1: none yet.")
+    phase: Annotated[str, Sized(32, enum=[p.value for p in Phase])] | None = Field(
+        None, description="One word for people; the conditions carry the truth."
+    )
+    conditions: Conditions = ()
+    did: Word | None = Field(None, description="The agent's decentralized identifier (did:key).")
+    app: AppStatus | None = None
+    machine: MachineStatus | None = None
+    volume: VolumeStatus | None = None
+    bundle: BundleStatus | None = None
+    agent: InsideStatus | None = None
+    secrets: tuple[SecretUse, ...] | None = Field(
+        None,
+        max_length=320,
+        description="The Secrets in use, with the version of each.",
+        json_schema_extra=keyed("name"),
+    )
+    destroy: DestroyStatus | None = None
+    next_action: Line | None = Field(None, description="What happens next, in one line.")
+    last_handled_reconcile_at: Word | None = Field(
+        None, description="The last value of the annotation roost.dev/reconcile-at that was acted on."
+    )
+
+
+AGENT = Kind(
+    kind="Agent",
+    plural="agents",
+    short="ag",
+    about="An Agent is one AI agent on one Fly machine with one volume, kept as declared until it is deleted.",
+    spec=AgentSpec,
+    status=AgentStatus,
+    columns=(
+        Column("Ready", '.status.conditions[?(@.type=="Ready")].status'),
+        Column("Phase", ".status.phase"),
+        Column("Region", ".status.machine.region"),
+        Column("Runtime", ".spec.runtime.kind"),
+        Column("Machine", ".status.machine.id"),
+        Column("Display", ".spec.identity.displayName", wide=True),
+        Column("Volume", ".status.volume.id", wide=True),
+        Column("Image", ".status.machine.image", wide=True),
+        Column("Next", ".status.nextAction", wide=True),
+        Column("Age", ".metadata.creationTimestamp", type="date"),
+    ),
+    rules=(
+        Rule(
+            f"size(self.metadata.name) <= {NAME_LIMIT}",
+            f"metadata.name {{self.metadata.name}} is too long: use at most {NAME_LIMIT} characters",
+        ),
+        Rule(
+            "!self.metadata.name.contains('.')",
+            "metadata.name {self.metadata.name} has a dot: use lower-case letters, digits and dashes only",
+        ),
+    ),
+    annotations=(
+        ("roost.dev/reconcile-at", "Any new value has it looked at now; the status echoes it."),
+        ("roost.dev/revoked", "Any value but false is the kill switch, like spec.revoked; a Fleet never undoes it."),
+        ("roost.dev/forget", "Ids at Fly, with commas between, that a stuck deletion lets go of."),
+    ),
+)
+
+
+def parse_agent_spec(obj: Mapping[str, Any]) -> AgentSpec:
+    """The spec of a stored Agent (the whole object, as the API server gives it).
+
+    Raises:
+        BadResource: it holds what this version does not know, such as a value of a newer CRD.
+    """
+    return parse(AgentSpec, obj.get("spec") or {})
+
+
+def parse_agent_status(obj: Mapping[str, Any]) -> AgentStatus:
+    """What an Agent's status remembers; an object without one has the defaults."""
+    return parse(AgentStatus, obj.get("status") or {})
