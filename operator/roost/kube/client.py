@@ -1,0 +1,158 @@
+"""One thin module over aiohttp for everything we read from and write to the Kubernetes API ourselves.
+
+Thin because a hot status write through the official client costs more than twice the CPU. Every error is one of the
+types below; a warning about an unknown field in our own write is logged as the defect it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import aiohttp
+import orjson
+import structlog
+
+from roost import __version__
+from roost.kube.cluster import Cluster
+from roost.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+Body = dict[str, Any]
+FIELD_MANAGER = "roost"
+_CONTENT_TYPES = {
+    "merge": "application/merge-patch+json",
+    "apply": "application/apply-patch+yaml",
+    "json": "application/json",
+}
+_TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
+
+
+class KubeError(Exception):
+    """A call to the Kubernetes API that did not succeed: `status` is the HTTP code, 0 when there was no answer."""
+
+    def __init__(self, call: str, status: int, message: str) -> None:
+        super().__init__(f"{call}: {status} {message}" if status else f"{call}: {message}")
+        self.status, self.message = status, message
+
+
+class Gone(KubeError):
+    """404: the object, or its kind, is not there."""
+
+
+class Conflict(KubeError):
+    """409: the object moved on (or exists already); look again, then decide again."""
+
+
+class Refused(KubeError):
+    """400, 403, 413, 422: the same call will be refused again."""
+
+
+class Unreachable(KubeError):
+    """No answer, 401, 429 or 5xx: whether a write took effect is unknown, time may heal it."""
+
+
+def _error(call: str, status: int, message: str) -> KubeError:
+    kinds: dict[int, type[KubeError]] = {404: Gone, 410: Gone, 409: Conflict}
+    fallback = Unreachable if status in (401, 429) or status >= 500 else Refused
+    return kinds.get(status, fallback)(call, status, message)
+
+
+class Kube:
+    """Calls of one process to one API server. Use as an async context manager."""
+
+    def __init__(self, cluster: Cluster, metrics: Metrics) -> None:
+        self._cluster, self._metrics = cluster, metrics
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            self._cluster.server,
+            connector=aiohttp.TCPConnector(ssl=self._cluster.ssl_context(), limit=64),
+            headers={"User-Agent": f"roost/{__version__}", "Accept": "application/json"},
+            timeout=_TIMEOUT,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def get(self, path: str, **params: str) -> Body:
+        return await self._call("GET", path, None, "json", params)
+
+    async def create(self, path: str, body: Body) -> Body:
+        return await self._call("POST", path, body, "json", {"fieldManager": FIELD_MANAGER})
+
+    async def merge(self, path: str, body: Body) -> Body:
+        """A merge patch; guarded when `body.metadata.resourceVersion` is set."""
+        return await self._call("PATCH", path, body, "merge", {"fieldManager": FIELD_MANAGER})
+
+    async def apply(self, path: str, body: Body, manager: str) -> Body:
+        """A forced server-side apply under its own field manager."""
+        return await self._call("PATCH", path, body, "apply", {"fieldManager": manager, "force": "true"})
+
+    async def update(self, path: str, body: Body) -> Body:
+        return await self._call("PUT", path, body, "json", {"fieldManager": FIELD_MANAGER})
+
+    async def delete(self, path: str, *, uid: str, resource_version: str | None = None) -> Body:
+        """Deletes exactly the object that was seen: `uid`, and its version when the decision depended on it."""
+        preconditions = {"uid": uid} | ({"resourceVersion": resource_version} if resource_version else {})
+        return await self._call("DELETE", path, {"preconditions": preconditions}, "json", {})
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: Body | None,
+        kind: Literal["merge", "apply", "json"],
+        params: Mapping[str, str],
+    ) -> Body:
+        call = f"{method} {path}"
+        data = None if body is None else orjson.dumps(body)
+        for fresh in (False, True):
+            headers = {"Content-Type": _CONTENT_TYPES[kind]}
+            if token := self._cluster.token(fresh=fresh):
+                headers["Authorization"] = f"Bearer {token}"
+            try:
+                async with self._session.request(method, path, data=data, params=params, headers=headers) as answer:
+                    content = await answer.read()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                self._metrics.rest_requests.labels("<error>", method).inc()
+                raise Unreachable(call, 0, f"{type(error).__name__}: {error}") from error
+            self._metrics.rest_requests.labels(str(answer.status), method).inc()
+            if answer.status != 401:  # refused: the token may have been rotated, read it again once
+                break
+        for warning in answer.headers.getall("Warning", ()):
+            if body is not None and "unknown field" in warning:
+                log.error("a write of ours names a field the CRD does not have", call=call, warning=warning)
+        if answer.status < 300:
+            result: Body = orjson.loads(content) if content else {}
+            return result
+        raise _error(call, answer.status, _message(content))
+
+
+def _message(content: bytes) -> str:
+    try:
+        return str(orjson.loads(content).get("message", ""))[:500]
+    except (orjson.JSONDecodeError, AttributeError):
+        return content[:200].decode(errors="replace")
+
+
+def collection(kind: str, namespace: str) -> str:
+    """The path of our own objects of a kind in a namespace; of the whole cluster when the namespace is empty."""
+    plural = {"Agent": "agents", "Fleet": "fleets", "Secret": "secrets"}[kind]
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"/apis/roost.dev/v1alpha1{scope}/{plural}"
+
+
+def core_secret(namespace: str, name: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/secrets/{name}"
+
+
+async def set_finalizers(kube: Kube, path: str, resource_version: str, finalizers: Sequence[str]) -> Body:
+    """Replaces the finalizers of the version that was seen (theirs kept by the caller); answers the new object.
+
+    A merge patch with resourceVersion and the whole list has one meaning per code: 200 done, 409 look again, 404
+    gone, 422 deletion has begun. Without the resourceVersion it would overwrite other owners' finalizers.
+    """
+    return await kube.merge(path, {"metadata": {"resourceVersion": resource_version, "finalizers": list(finalizers)}})

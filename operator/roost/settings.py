@@ -1,0 +1,106 @@
+"""Every knob of the operator, in one model; read from a YAML file, each key overridable by flag or environment.
+
+Nothing here belongs to one Agent: what a user declares is in the resources, what an administrator decides is here.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+Listen = Annotated[str, Field(pattern=r"^[^\s]*:\d{1,5}$", description="host:port; an empty host means every address")]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class BadSettings(Exception):
+    """The settings file can't be used; the message names file, field, value and remedy."""
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class Endpoint(_Block):
+    """Where agents call: bundle and heartbeat."""
+
+    listen: Listen = ":8081"
+    public_url: str = Field(
+        "http://roost-endpoint.roost-system.svc:8081",
+        pattern=r"^https?://[^\s/]+$",
+        description="the address that machines use; put into AGENTSHIELD_API_URL",
+    )
+    max_body_bytes: int = Field(65_536, ge=1024)
+
+
+class Metrics(_Block):
+    """Where Prometheus and the kubelet call: /metrics, /healthz, /readyz."""
+
+    listen: Listen = ":8080"
+
+
+class Credential(_Block):
+    """A Fly API token: a key of a core Secret in the operator's own namespace."""
+
+    secret_name: str = "roost-fly"  # noqa: S105 - a name
+    secret_key: str = "token"  # noqa: S105 - a name
+
+
+class Fly(_Block):
+    """The Fly Machines API, and how often everybody's machines are listed."""
+
+    base_url: str = Field("https://api.machines.dev", pattern=r"^https?://[^\s]+$")
+    org: str = "personal"
+    credentials: dict[str, Credential] = {"default": Credential()}
+    refresh_seconds: Seconds = 15
+    full_sweep_seconds: Seconds = 600
+    absence_seconds: Seconds = Field(
+        90, description="how long a list may lag behind a create whose answer was lost, before absence is believed"
+    )
+
+
+class Defaults(_Block):
+    """What an Agent gets when it leaves a field out; computed in memory, never written back to spec."""
+
+    image: str = "roost/agent:0.1.0"
+    regions: tuple[str, ...] = ("iad",)
+
+
+class Settings(_Block):
+    """All settings. `load` reads a file; a missing key has the default written here."""
+
+    endpoint: Endpoint = Endpoint()
+    metrics: Metrics = Metrics()
+    fly: Fly = Fly()
+    defaults: Defaults = Defaults()
+    namespace: str = Field("roost-system", description="the operator's own namespace: roots and Fly tokens live here")
+    in_flight: int = Field(64, ge=1, le=1024, description="Agents that are worked on at the same time")
+    secret_poll_seconds: Seconds = Field(
+        15,
+        description="how often a core Secret is read; stretched so that all together stay under 5 a second",
+    )
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+
+
+def load(path: Path | None) -> Settings:
+    """The settings of a YAML file, or the defaults.
+
+    Raises:
+        BadSettings: the file is missing, isn't YAML, or a field is unknown or has a value that can't be used.
+    """
+    if path is None:
+        return Settings()
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BadSettings(f"settings file {path}: {error.strerror}; give another with --config") from error
+    except yaml.YAMLError as error:
+        raise BadSettings(f"settings file {path} is not YAML: {error}") from error
+    try:
+        return Settings.model_validate(data or {})
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (value: {e.get('input')!r:.80})" for e in error.errors()]
+        raise BadSettings(f"settings file {path}: " + "; ".join(lines)) from error
