@@ -1,0 +1,1 @@
+"""The engine: work queue, lanes, alarms. Knows keys, not agents."""
