@@ -1,0 +1,1 @@
+"""Secrets: resolved, versioned, fingerprinted; values are never kept."""
