@@ -1,0 +1,1 @@
+"""Agents: observe, plan, act, fold, destroy."""

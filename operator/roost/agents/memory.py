@@ -1,0 +1,179 @@
+"""What the operator keeps in mind of each Agent between two looks. Lost with the process, found again by looking."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from roost.agents import bundle
+from roost.agents.names import Names, derive
+from roost.agents.view import Beat, Declared, World
+from roost.api.agent import AgentSpec, parse_agent_spec
+from roost.kube.records import Key, Record
+from roost.kube.roots import Roots
+from roost.secrets.state import SecretTable
+from roost_agent.contract import Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Which Roost this is: its roots, the cluster it lives in, and when it began to listen (clock seconds)."""
+
+    roots: Roots
+    cluster: str
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The last heartbeat and when it arrived (clock seconds)."""
+
+    beat: Heartbeat
+    at: float
+
+    def seen(self, now: float) -> Beat:
+        """What the planner may know of it."""
+        b, runtime = self.beat, self.beat.runtime
+        last = runtime.last_exit if runtime is not None else None
+        how = "" if last is None else f"signal {last.signal}" if last.signal else f"code {last.code}"
+        return Beat(
+            machine_id=b.machine_id,
+            machine_version=b.machine_version,
+            age=now - self.at,
+            ready=b.ready,
+            status=b.status,
+            boot_phase=b.boot_phase,
+            bundle_revision=b.bundle_revision,
+            restarts=runtime.restarts if runtime is not None else 0,
+            supervisor_version=b.compute_version,
+            runtime_version=b.openclaw_version,
+            last_exit=how,
+            degraded=tuple(b.degraded),
+        )
+
+
+def tidings(beat: Heartbeat) -> tuple[object, ...]:
+    """The part of a heartbeat whose change is worth a look: all that reaches a status."""
+    return (
+        beat.machine_id,
+        beat.machine_version,
+        beat.ready,
+        beat.status,
+        beat.boot_phase,
+        beat.bundle_revision,
+        beat.runtime and (beat.runtime.restarts, beat.runtime.last_exit),
+        tuple(beat.degraded),
+    )
+
+
+@dataclass(slots=True)
+class Memory:
+    """One Agent (by uid) in mind."""
+
+    uid: str
+    version: int
+    names: Names
+    declared: Declared
+    incarnation: str
+    world: World
+    heard: Heard | None = None
+    revision: str | None = None
+    """The desired bundle's; None while its secrets can't be resolved."""
+    revision_of: tuple[object, ...] = ()
+    epoch_changed_at: float = 0.0
+    epoch_proved: int | None = None
+    moving_since: float | None = None
+    told: str | None = None
+    """What progress was last told on this way, so that it is told once."""
+    told_at: float = float("-inf")
+    phase: str = ""
+    bell: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def ring(self) -> None:
+        """After each look: whoever holds a heartbeat open looks whether there is a command now."""
+        bell, self.bell = self.bell, asyncio.Event()
+        bell.set()
+
+
+class Memories:
+    """All Agents in mind, found by key or by DID."""
+
+    def __init__(self, here: Installation, secrets: SecretTable) -> None:
+        self._here, self._secrets = here, secrets
+        self._by_key: dict[Key, Memory] = {}
+        self._by_did: dict[str, Key] = {}
+
+    def get(self, key: Key) -> Memory | None:
+        return self._by_key.get(key)
+
+    def items(self) -> Iterator[tuple[Key, Memory]]:
+        return iter(list(self._by_key.items()))
+
+    def key_of(self, did: str) -> Key | None:
+        return self._by_did.get(did)
+
+    def of(self, found: Record, now: float) -> Memory:
+        """The memory of an Agent as it is declared now; a new one when it was not in mind, or is another by uid.
+
+        Raises:
+            BadResource: its spec holds what this version does not know.
+        """
+        memory = self._by_key.get(found.key)
+        if memory is not None and memory.uid == found.uid and memory.version == found.version:
+            return memory
+        if memory is None or memory.uid != found.uid:
+            memory = self._new(found, now)
+            self._by_key[found.key] = memory
+            self._by_did[memory.names.did] = found.key
+        else:
+            spec = memory.declared.spec
+            if memory.declared.generation != found.generation:
+                spec = parse_agent_spec({"spec": found.spec})
+            if spec.identity.token_epoch != memory.declared.spec.identity.token_epoch:
+                memory.epoch_changed_at = now
+            memory.declared = _declared(found, spec)
+            memory.version = found.version
+        memory.incarnation = (found.status.get("app") or {}).get("incarnation") or found.uid
+        self._secrets.uses(found.key, bundle.refs_of(memory.declared))
+        return memory
+
+    def fold(self, key: Key, world: World) -> None:
+        """Keeps a new world, when the Agent is still in mind."""
+        if (memory := self._by_key.get(key)) is not None:
+            memory.world = world
+
+    def forget(self, key: Key) -> Memory | None:
+        memory = self._by_key.pop(key, None)
+        if memory is not None:
+            self._by_did.pop(memory.names.did, None)
+            self._secrets.uses(key, ())
+            memory.ring()
+        return memory
+
+    def _new(self, found: Record, now: float) -> Memory:
+        roots = self._here.roots
+        # Whatever an earlier process may have sent, it sent before this one began.
+        world = World(quiet_since=self._here.started_at)
+        return Memory(
+            uid=found.uid,
+            version=found.version,
+            names=derive(roots.identity, roots.owner_id, found.key.namespace, found.key.name),
+            declared=_declared(found, parse_agent_spec({"spec": found.spec})),
+            incarnation=found.uid,
+            world=world,
+            epoch_changed_at=now,
+        )
+
+
+def _declared(found: Record, spec: AgentSpec) -> Declared:
+    return Declared(
+        namespace=found.key.namespace,
+        name=found.key.name,
+        uid=found.uid,
+        generation=found.generation,
+        resource_version=str(found.version),
+        finalizers=found.finalizers,
+        deleting=found.deleting,
+        annotations=found.annotations,
+        labels=found.labels,
+        spec=spec,
+    )

@@ -1,0 +1,69 @@
+"""Names make identity: everything of an Agent at Fly is found again by names that only its owner could derive.
+
+App, machine and volume names are a keyed derivation of (owner id, namespace, name), so that nothing needs to be written
+down before it is made. The machine's name also carries its volume, so that a machine on a dead host never blocks its
+successor on another volume. Pure.
+"""
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from roost_agent.contract import tokens
+
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What one Agent's things are called: the app (when derived), the volume, and its DID."""
+
+    app: str
+    volume: str
+    digest: str
+    name: str
+    did: str
+
+    def machine(self, volume_id: str) -> str:
+        """The name of the machine on this volume, unique in its app."""
+        on = hashlib.sha256(volume_id.encode()).hexdigest()[:6]
+        return f"{self.name[:36].rstrip('-')}-{self.digest[:8]}-{on}"
+
+
+def derive(identity_root: bytes, owner_id: str, namespace: str, name: str) -> Names:
+    """The names of an Agent.
+
+    Fly app names are one global space, under 63 characters of lower-case letters, digits and dashes; volume names
+    are at most 30 of lower-case letters, digits and underscores and not unique.
+    """
+    digest = _keyed(identity_root, "names", owner_id, namespace, name).hex()
+    seed = _keyed(identity_root, "did", owner_id, namespace, name)
+    return Names(
+        app=f"roost-{name[:40].rstrip('-')}-{digest[:12]}",
+        volume=f"roost_{digest[:20]}",
+        digest=digest,
+        name=name,
+        did=did_key(seed),
+    )
+
+
+def did_key(seed: bytes) -> str:
+    """`did:key` of the Ed25519 key with this 32-byte seed (multicodec 0xed01, base58btc: W3C CCG did:key method)."""
+    public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    number, text = int.from_bytes(b"\xed\x01" + public, "big"), ""
+    while number:
+        number, digit = divmod(number, 58)
+        text = _BASE58[digit] + text
+    return f"did:key:z{text}"
+
+
+def heartbeat_token(token_root: bytes, owner_id: str, namespace: str, name: str, incarnation: str, epoch: int) -> str:
+    """The token with which this incarnation of the Agent calls us; nothing of it is stored anywhere but at Fly."""
+    return tokens.derive(token_root, "heartbeat", f"{owner_id}/{namespace}/{name}/{incarnation}", epoch)
+
+
+def _keyed(root: bytes, purpose: str, *parts: str) -> bytes:
+    return hmac.digest(root, "\x1f".join((purpose, *parts)).encode(), "sha256")

@@ -1,0 +1,368 @@
+"""The reconcile of an Agent: look, think, do one thing, fold the answer, think again; then write down what is true.
+
+All decisions are the planner's. Here is what it needs done: the view is gathered, actions are performed, errors are
+folded, the status is written when it differs, and the next look is set. One reconcile of an Agent runs at a time.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import structlog
+
+from roost.agents import bundle, fold, plan
+from roost.agents.actions import perform
+from roost.agents.memory import Installation, Memories, Memory
+from roost.agents.names import heartbeat_token
+from roost.agents.orgs import Orgs
+from roost.agents.status import Status, render
+from roost.agents.view import (
+    FINALIZER,
+    SLOW_SECONDS,
+    Act,
+    AgentView,
+    AwaitMachine,
+    Place,
+    ReleaseFinalizer,
+    Remembered,
+    Settled,
+    Step,
+    StoreFinalizer,
+    Stuck,
+    Wait,
+)
+from roost.api.agent import Phase
+from roost.api.block import BadResource
+from roost.api.conditions import Reason
+from roost.engine.engine import GONE, Again, Engine, News
+from roost.engine.queue import Lane
+from roost.fly import errors
+from roost.fly.refresher import Sweep
+from roost.kube.events import Recorder
+from roost.kube.objects import Objects, condition, new_condition, regarding, wall
+from roost.kube.records import Cache, Key, Record
+from roost.secrets.state import SecretTable
+from roost.settings import Settings
+from roost.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+CALLS_PER_TURN = 24
+TELL_AFTER_SECONDS = 1.0
+"""A step that lasts longer is told in the status, so that people who watch see it."""
+TELL_LEAVING_AFTER_SECONDS = 10.0
+TELL_APART_SECONDS = 10.0
+_ORDINARY = frozenset(
+    {Reason.WAITING_FOR_FLY, Reason.WAITING_FOR_AGENT, Reason.VOLUME_CREATING, Reason.CONFIG_PENDING, Reason.RESOLVING}
+)
+
+
+class Agents:
+    """Reconciles Agents."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        cache: Cache,
+        secrets: SecretTable,
+        memories: Memories,
+        settings: Settings,
+        here: Installation,
+        recorder: Recorder,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._objects, self._cache, self._secrets, self._memories = objects, cache, secrets, memories
+        self._settings, self._here, self._recorder = settings, here, recorder
+        self._metrics, self._clock = metrics, clock
+        self._engine: Engine
+        self._orgs: Orgs
+
+    def connect(self, engine: Engine, orgs: Orgs) -> None:
+        """Names the queue that wakes Agents and the orgs they live in; once, before the first reconcile."""
+        self._engine, self._orgs = engine, orgs
+
+    async def reconcile(self, key: Key, news: News) -> Again:
+        """One look at one Agent, with as many calls as it takes to come to a rest."""
+        phase, say = Phase.PENDING, ""
+        for _ in range(CALLS_PER_TURN):
+            found = self._cache.get(key)
+            if found is None:
+                return self._forget(key)
+            try:
+                memory = self._memories.of(found, self._clock())
+            except BadResource as error:
+                return await self._unreadable(found, str(error))
+            view = self._view(found, memory)
+            step = plan.step(view)
+            if not isinstance(step, Act):
+                return await self._rest(key, step)
+            if news.last_call:
+                return Again(after=0.0)
+            phase, say = step.phase, step.say
+            if memory.moving_since is None:
+                memory.moving_since = self._clock()
+            if isinstance(step.action, StoreFinalizer | ReleaseFinalizer):
+                await self._finalizer(step.action, found, memory)
+            elif (rest := await self._act(step, view, key, news)) is not None:
+                return await self._rest(key, rest)
+        return await self._rest(key, Wait(phase, Reason.WAITING_FOR_FLY, say))
+
+    def swept(self, credential: str, org: str, sweep: Sweep) -> None:
+        """News from an org's list of machines: whatever differs from what is in mind gets a look."""
+        now, seen = self._clock(), set()
+        for row in sweep.rows:
+            seen.add(row.id)
+            meta = row.metadata
+            if meta.get("roost_owner") != self._here.roots.owner_id:
+                continue
+            key = Key("Agent", meta.get("roost_namespace", ""), meta.get("roost_name", ""))
+            found = self._cache.get(key)
+            if found is not None:
+                self._doubt(key, lambda w, row=row: fold.row_seen(w, row, now), found)
+        if sweep.full:
+            self._missing(credential, org, seen, sweep.error_regions)
+
+    # --- Looking -----------------------------------------------------------------------------------------------
+
+    def _view(self, found: Record, memory: Memory) -> AgentView:
+        now, declared, status = self._clock(), memory.declared, found.status
+        place, remembered = self._place(memory, status), _remembered(status)
+        if not place.credential_problem:
+            self._orgs.watch(place.credential, place.org)
+        refs = list(bundle.refs_of(declared))
+        names = {r.name for r in refs if self._cache.get(Key("Secret", declared.namespace, r.name)) is not None}
+        secrets = self._secrets.resolve(declared.namespace, refs, names)
+        memory.revision = (
+            self._revision(memory, secrets.fingerprints) if secrets.known and not secrets.missing else None
+        )
+        heard = memory.heard
+        if heard is not None:
+            memory.world = fold.heard(memory.world, heard.beat.machine_id, heard.at, now)
+        return AgentView(
+            now=now,
+            declared=declared,
+            remembered=remembered,
+            names=memory.names,
+            place=place,
+            owner_id=self._here.roots.owner_id,
+            cluster=self._here.cluster,
+            world=memory.world,
+            secrets=secrets,
+            bundle_revision=memory.revision,
+            beat=heard.seen(now) if heard is not None else None,
+            listening_since=self._here.started_at,
+            swept=not place.credential_problem and self._orgs.swept(place.credential, place.org),
+            absence_seconds=self._settings.fly.absence_seconds,
+        )
+
+    def _place(self, memory: Memory, status: Mapping[str, Any]) -> Place:
+        spec, pinned, settings = memory.declared.spec, status.get("app") or {}, self._settings
+        credential = spec.fly.credential or next(iter(settings.fly.credentials))
+        problem = ""
+        if credential not in settings.fly.credentials:
+            known = ", ".join(settings.fly.credentials)
+            problem = f'spec.fly.credential: "{credential}" is not in the operator\'s settings; use one of: {known}'
+        app = pinned.get("name") or spec.fly.app or memory.names.app
+        shared = spec.fly.app_strategy == "Shared"
+        return Place(
+            app=app,
+            org=pinned.get("org") or spec.fly.org or settings.fly.org,
+            network=None if shared else pinned.get("network") or spec.fly.network or app,
+            regions=spec.placement.regions or settings.defaults.regions,
+            image=spec.machine.image or settings.defaults.image,
+            endpoint_url=settings.endpoint.public_url,
+            credential=credential,
+            credential_problem=problem,
+        )
+
+    def _revision(self, memory: Memory, fingerprints: tuple[tuple[str, str], ...]) -> str:
+        declared = memory.declared
+        made_of = (declared.generation, declared.revoked, tuple(declared.labels.items()), fingerprints)
+        if memory.revision_of != made_of:
+            prints = dict(fingerprints)
+            memory.revision = bundle.revision(
+                self._here.roots.fingerprint, declared, memory.names.did, lambda ref: prints[f"{ref.name}/{ref.key}"]
+            )
+            memory.revision_of = made_of
+        assert memory.revision is not None
+        return memory.revision
+
+    def _doubt(self, key: Key, change: Callable[..., object], found: Record) -> None:
+        memory = self._memories.of(found, self._clock())
+        world = change(memory.world)
+        if world is not memory.world:
+            memory.world = world  # type: ignore[assignment]
+            self._engine.add(key, Lane.BACKGROUND)
+
+    def _missing(self, credential: str, org: str, seen: set[str], error_regions: frozenset[str]) -> None:
+        for key, memory in self._memories.items():
+            found = self._cache.get(key)
+            if found is None:
+                continue
+            place = self._place(memory, found.status)
+            if (place.credential, place.org) != (credential, org):
+                continue
+            for machine in memory.world.machines or ():
+                if machine.id not in seen and machine.region not in error_regions:
+                    self._doubt(key, lambda w, m=machine: fold.row_missing(w, m.id), found)
+            if memory.world.machines is None:
+                self._engine.add(key, Lane.BACKGROUND)
+
+    # --- Acting ------------------------------------------------------------------------------------------------
+
+    async def _act(self, act: Act, view: AgentView, key: Key, news: News) -> Wait | Stuck | None:
+        """Performs one action and folds its answer; a rest when the turn is to end here."""
+        fly = self._orgs.flies[view.place.credential]
+        d, roots = view.declared, self._here.roots
+        token = heartbeat_token(
+            roots.token, roots.owner_id, d.namespace, d.name, view.incarnation, d.spec.identity.token_epoch
+        )
+        call = perform(fly, view, act.action, token)
+        memory = self._memories.get(key)
+        assert memory is not None
+        waiting = Wait(act.phase, Reason.WAITING_FOR_FLY, act.say, after=1.0)
+        try:
+            if isinstance(act.action, AwaitMachine):
+                tell = partial(self._tell, key, waiting)
+                answer = await news.cut_short(call, meanwhile=tell, after=TELL_AFTER_SECONDS)
+                if answer is None:
+                    return waiting  # what has arrived meanwhile is looked at in a turn of its own, at once
+            else:
+                answer = await call
+        except errors.FlyError as error:
+            if isinstance(error, errors.Unauthorized):
+                self._orgs.doubt(view.place.credential)
+            memory.world = fold.failed(memory.world, act.action, error, self._clock())
+            if memory.world.failure is None:
+                return None
+            say = log.info if memory.world.failure.count == 1 else log.debug
+            say("fly did not do it", key=str(key), action=type(act.action).__name__, error=str(error))
+            found = self._cache.get(key)
+            return plan.after_failure(self._view(found, memory)) if found is not None else waiting
+        memory.world = fold.answered(memory.world, act.action, answer, view.names.volume, self._clock())
+        log.info("done", key=str(key), action=type(act.action).__name__, generation=d.generation)
+        return None
+
+    async def _finalizer(self, action: StoreFinalizer | ReleaseFinalizer, found: Record, memory: Memory) -> None:
+        held = isinstance(action, StoreFinalizer)
+        stored = await self._objects.finalizer(found, FINALIZER, held=held)
+        if stored and held and not found.status.get("app"):
+            # Nothing is created before this is stored: for this Agent no lost create can be on its way.
+            memory.world = replace(memory.world, quiet_since=None)
+
+    # --- Resting -----------------------------------------------------------------------------------------------
+
+    async def _rest(self, key: Key, rest: Wait | Stuck | Settled) -> Again:
+        """Writes down what is true, when it is time to, and sets the next look."""
+        found = self._cache.get(key)
+        if found is None:
+            return self._forget(key)
+        memory = self._memories.of(found, self._clock())
+        memory.ring()
+        due = await self._tell(key, rest)
+        self._counted(key, memory)
+        if rest.after is None:
+            return Again(after=due, backoff=True)
+        return Again(after=rest.after if due is None else min(rest.after, due))
+
+    async def _tell(self, key: Key, rest: Step) -> float | None:
+        """Writes the status if it is time to; otherwise answers in how many seconds it will be (None: nothing new)."""
+        found = self._cache.get(key)
+        if found is None or (found.deleting and FINALIZER not in found.finalizers):
+            return None
+        memory = self._memories.of(found, self._clock())
+        status = render(self._view(found, memory), rest, found.status, wall())
+        due = self._due(memory, rest, same=status == found.status, leaving=found.deleting)
+        if condition(status, "DestroyStuck") and not condition(found.status, "DestroyStuck"):
+            due = 0.0
+        if due is None or due > 0:
+            return due
+        if await self._objects.write_status(found, status):
+            self._announce(found, status)
+        return None
+
+    def _due(self, memory: Memory, rest: Step, *, same: bool, leaving: bool) -> float | None:
+        """When a status is to be written. What is reached or stuck: now. What moves: once a way, when it lasts."""
+        now = self._clock()
+        if isinstance(rest, Settled):
+            memory.moving_since = memory.told = None
+        if same:
+            return None
+        if not isinstance(rest, Wait):
+            return 0.0
+        if memory.moving_since is None:
+            memory.moving_since = now
+        failing = memory.world.failure is not None or rest.reason not in _ORDINARY
+        restarts = memory.heard.seen(now).restarts if memory.heard is not None else 0
+        word = (
+            f"{rest.reason} {restarts}" if failing and (restarts or rest.reason is not Reason.AGENT_NOT_READY) else ""
+        )
+        if memory.told == word:
+            return None
+        at = memory.moving_since + (TELL_LEAVING_AFTER_SECONDS if leaving and not word else TELL_AFTER_SECONDS)
+        if memory.told is not None:
+            at = max(at, memory.told_at + TELL_APART_SECONDS)
+        if at <= now:
+            memory.told, memory.told_at = word, now
+        return max(0.0, at - now)
+
+    async def _unreadable(self, found: Record, why: str) -> Again:
+        """A spec that this version can't read, as after a step back from a newer one: said, and left as it is."""
+        say = f"this version of the operator can't read the spec: {why}; run the version that wrote it"
+        verdicts = {"Ready": ("False", Reason.SPEC_INVALID, say), "Stalled": ("True", Reason.SPEC_INVALID, say)}
+        kept = [c for c in found.status.get("conditions", ()) if c["type"] not in verdicts]
+        new = [new_condition(found.status, k, v, found.generation, wall()) for k, v in verdicts.items()]
+        status = dict(found.status) | {"observedGeneration": found.generation, "conditions": [*new, *kept]}
+        if status != found.status and await self._objects.write_status(found, status):
+            self._announce(found, status)
+        return Again(after=SLOW_SECONDS)
+
+    def _announce(self, found: Record, status: Status) -> None:
+        """One log line, one event and the metrics of a transition."""
+        phase, before = status.get("phase"), found.status
+        log.info("status", key=str(found.key), generation=found.generation, phase=phase, next=status.get("nextAction"))
+        about = regarding(found)
+        ready, was = condition(status, "Ready"), condition(before, "Ready")
+        if ready["status"] == "True" and was.get("status") != "True":
+            self._recorder.record(about, "Normal", ready["reason"], "Reconcile", f"Agent is {phase}")
+            if found.generation == 1 and "agent" not in before:
+                made = datetime.fromisoformat(found.created_at)
+                self._metrics.time_to_ready.observe((datetime.now(UTC) - made).total_seconds())
+        stalled, stood = condition(status, "Stalled"), condition(before, "Stalled")
+        if stalled["status"] == "True" and stood.get("message") != stalled["message"]:
+            self._metrics.terminal_errors.labels("Agent").inc()
+            self._recorder.record(about, "Warning", stalled["reason"], "Reconcile", stalled["message"])
+
+    def _counted(self, key: Key, memory: Memory) -> None:
+        """Keeps the gauge of Agents by phase."""
+        found = self._cache.get(key)
+        phase = found.status.get("phase", "") if found is not None else ""
+        if phase != memory.phase:
+            for name, by in ((memory.phase, -1), (phase, 1)):
+                if name:
+                    self._metrics.agents.labels(name).inc(by)
+            memory.phase = phase
+
+    def _forget(self, key: Key) -> Again:
+        memory = self._memories.forget(key)
+        if memory is not None and memory.phase:
+            self._metrics.agents.labels(memory.phase).dec()
+        return GONE
+
+
+def _remembered(status: Mapping[str, Any]) -> Remembered:
+    app, machine, volume = (status.get(k) or {} for k in ("app", "machine", "volume"))
+    return Remembered(
+        app=app.get("name"),
+        org=app.get("org"),
+        network=app.get("network"),
+        incarnation=app.get("incarnation"),
+        machine_id=machine.get("id"),
+        machine_version=machine.get("version"),
+        volume_id=volume.get("id"),
+        volume_region=volume.get("region"),
+        volume_size_gb=volume.get("sizeGb"),
+    )
