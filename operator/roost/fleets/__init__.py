@@ -1,0 +1,1 @@
+"""Fleets: members, revisions, rollout."""
