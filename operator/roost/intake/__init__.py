@@ -1,0 +1,1 @@
+"""What Kubernetes tells us. Never decides, never writes, never raises."""

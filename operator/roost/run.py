@@ -1,0 +1,225 @@
+"""The operator's process: puts the rooms together, starts them in order, and takes them down in reverse.
+
+Order of start: settings, login, checks, roots, listing, endpoint, intake, engine. A room that fails ends the process
+with a sentence; Kubernetes starts it again, and it comes back without a write.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import time
+
+import structlog
+from aiohttp import web
+
+from roost.agents.memory import Installation, Memories
+from roost.agents.orgs import FlyToken, Orgs
+from roost.agents.reconcile import Agents
+from roost.agents.sessions import Sessions
+from roost.endpoint.server import Endpoint
+from roost.engine.engine import Engine
+from roost.engine.queue import Lane
+from roost.fleets.reconcile import Fleets
+from roost.intake import checks, listing
+from roost.intake.watch import Intake
+from roost.kube.client import Kube, KubeError
+from roost.kube.cluster import Cluster
+from roost.kube.events import Recorder
+from roost.kube.objects import Objects
+from roost.kube.records import Cache, Key, Record, record
+from roost.kube.roots import AGENT_FINALIZER, Roots, load_roots
+from roost.secrets.reconcile import Secrets
+from roost.secrets.state import SecretTable
+from roost.settings import Settings
+from roost.telemetry.metrics import Metrics
+from roost.telemetry.probes import probes
+
+log = structlog.get_logger(__name__)
+CHECK_AGAIN_SECONDS = 5.0
+SWEEP_SECONDS = 300.0
+LAG_SECONDS = 5.0
+"""A loop that turns later than this is not alive."""
+
+
+class Operator:
+    """All rooms of one process. `run` returns after SIGTERM or SIGINT."""
+
+    def __init__(self, settings: Settings, cluster: Cluster) -> None:
+        self._settings, self._cluster = settings, cluster
+        self._loop = asyncio.get_running_loop()
+        self._metrics = Metrics()
+        self._cache = Cache()
+        self._closing = asyncio.Event()
+        self._ready = False
+        self._beat_at = self._loop.time()
+        self._engine: Engine
+
+    async def run(self) -> None:
+        """Runs until told to stop.
+
+        Raises:
+            LostRoots: the roots are gone while Agents exist.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._closing.set)
+        probe_site = await _serve(
+            probes(self._metrics, self._alive, lambda: self._ready), self._settings.metrics.listen
+        )
+        try:
+            async with Kube(self._cluster, self._metrics) as kube:
+                await self._run(kube)
+        finally:
+            await probe_site.cleanup()
+
+    async def _run(self, kube: Kube) -> None:
+        here = await self._until_ready(kube)
+        if here is None:
+            return
+        roots, cluster = here
+        settings, metrics, cache = self._settings, self._metrics, self._cache
+        installation = Installation(roots, cluster, self._loop.time())
+        table = SecretTable()
+        memories = Memories(installation, table)
+        objects = Objects(kube, cache, metrics)
+        recorder = Recorder(kube, self._loop.time, os.environ.get("HOSTNAME", "roost"))
+        agents = Agents(objects, cache, table, memories, settings, installation, recorder, metrics, self._loop.time)
+        secrets = Secrets(
+            kube, objects, cache, table, roots.fingerprint, self._wake_agent, settings.secret_poll_seconds
+        )
+        fleets = Fleets(kube, objects, cache, recorder, metrics, self._wake_agent)
+        reconciles = {"Agent": agents.reconcile, "Fleet": fleets.reconcile, "Secret": secrets.reconcile}
+        engine = self._engine = Engine(reconciles, metrics, random.Random(), in_flight=settings.in_flight)  # noqa: S311
+        tokens = {
+            name: FlyToken(kube, settings.namespace, credential, self._wake_all)
+            for name, credential in settings.fly.credentials.items()
+        }
+        async with asyncio.TaskGroup() as tasks, Orgs(settings, tokens, metrics, tasks, agents.swept) as orgs:
+            agents.connect(engine, orgs)
+            for kind in listing.KINDS:
+                async for body in listing.objects(kube, kind):
+                    self._told(None, record(body))
+            sessions = Sessions(kube, cache, memories, installation, engine, self._loop.time)
+            for found in cache.of_kind("Agent"):
+                memories.of(found, self._loop.time())  # so that the first heartbeats find their agent
+            endpoint = Endpoint(
+                sessions, metrics, lambda: self._ready, self._closing, settings.endpoint.max_body_bytes
+            ).application()
+            site = await _serve(endpoint, settings.endpoint.listen)
+            intake = Intake(self._cluster, self._told)
+            intake.start()
+            rooms = {"engine": engine.run(), "sweep": self._sweep(kube), "lag": self._measure_lag()}
+            work = [tasks.create_task(room, name=name) for name, room in rooms.items()]
+            self._ready = True
+            log.info("ready", agents=sum(1 for _ in cache.of_kind("Agent")), owner=roots.owner_id)
+            await self._closing.wait()
+            log.info("stopping")
+            self._ready = False
+            await intake.stop()
+            await site.cleanup()
+            orgs.stop()
+            for task in work:
+                task.cancel()
+        await recorder.flush()
+
+    async def _until_ready(self, kube: Kube) -> tuple[Roots, str] | None:
+        """Roots and cluster, as soon as the cluster has what we need; None when told to stop before."""
+        told: list[str] = []
+        while not self._closing.is_set():
+            try:
+                lacking = await checks.problems(kube)
+                if not lacking:
+                    return await load_roots(kube, self._settings.namespace), await checks.cluster_uid(kube)
+            except KubeError as error:
+                lacking = [f"the Kubernetes API does not answer: {error}"]
+            if lacking != told:
+                for sentence in lacking:
+                    log.error("can not start yet", problem=sentence)
+                told = lacking
+            try:
+                async with asyncio.timeout(CHECK_AGAIN_SECONDS):
+                    await self._closing.wait()
+            except TimeoutError:
+                pass
+        return None
+
+    # --- News --------------------------------------------------------------------------------------------------
+
+    def _told(self, kind: str | None, new: Record) -> None:
+        """One event from Kubernetes: into the cache, and its key into the queue when it says something new."""
+        self._metrics.watch_last_event.labels(new.key.kind).set(time.time())
+        if kind == "DELETED":
+            self._gone(new)
+            return
+        before = self._cache.put(new)
+        if self._cache.get(new.key) is not new:
+            return
+        if before is None or before.uid != new.uid:
+            self._engine.add(new.key, Lane.USER if kind is not None else Lane.BACKGROUND)
+        elif _says_something(before, new):
+            self._engine.add(new.key, Lane.USER)
+        self._wake_fleet(new)
+
+    def _gone(self, old: Record) -> None:
+        self._cache.drop(old.key, old.uid)
+        self._engine.add(old.key, Lane.USER)
+        self._wake_fleet(old)
+
+    def _wake_fleet(self, member: Record) -> None:
+        if member.owner_uid is not None and (fleet := member.labels.get("roost.dev/fleet")):
+            self._engine.add(Key("Fleet", member.key.namespace, fleet), Lane.BACKGROUND)
+
+    def _wake_agent(self, key: Key) -> None:
+        self._engine.add(key, Lane.USER)
+
+    def _wake_all(self) -> None:
+        for found in self._cache.of_kind("Agent"):
+            self._engine.add(found.key, Lane.BACKGROUND)
+
+    async def _sweep(self, kube: Kube) -> None:
+        """Finds deletions that fell into a gap of the watch."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            for kind in listing.KINDS:
+                before = [r.key for r in self._cache.of_kind(kind)]
+                try:
+                    there = await listing.keys(kube, kind)
+                except KubeError as error:
+                    log.info("sweep put off", kind=kind, error=str(error))
+                    continue
+                for key in before:
+                    found = self._cache.get(key)
+                    if key not in there and found is not None:
+                        self._gone(found)
+
+    async def _measure_lag(self) -> None:
+        """Measures how late the loop runs; the liveness probe reads it."""
+        while True:
+            due = self._loop.time() + 1.0
+            await asyncio.sleep(1.0)
+            self._beat_at = self._loop.time()
+            self._metrics.loop_lag.set(max(0.0, self._beat_at - due))
+
+    def _alive(self) -> bool:
+        return not self._ready or self._loop.time() - self._beat_at < LAG_SECONDS + 1.0
+
+
+def _says_something(before: Record, new: Record) -> bool:
+    """Whether somebody but us changed something that matters: our own status writes come back as events too."""
+    return (
+        before.generation != new.generation
+        or before.deleting != new.deleting
+        or before.annotations != new.annotations
+        or before.labels != new.labels
+        or before.owner_uid != new.owner_uid
+        or (AGENT_FINALIZER in before.finalizers) != (AGENT_FINALIZER in new.finalizers)
+        or ("orphan" in before.finalizers) != ("orphan" in new.finalizers)
+    )
+
+
+async def _serve(app: web.Application, listen: str) -> web.AppRunner:
+    host, _, port = listen.rpartition(":")
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+    await runner.setup()
+    await web.TCPSite(runner, host.strip("[]") or None, int(port), reuse_address=True).start()
+    return runner
