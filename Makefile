@@ -26,7 +26,8 @@ check: $(STAMP) ## style, types, layers, and that generated files are up to date
 	$(BIN)/ruff format --check $(PACKAGES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m roost.api.generate --check
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(BIN)/python -m roost.api.generate "$$fresh" && \
+	for file in $$(cd "$$fresh" && find . -type f); do diff -u "$$file" "$$fresh/$$file" || exit 1; done
 
 generate: $(STAMP) ## write crds/ and the generated reference pages anew
 	$(BIN)/python -m roost.api.generate
