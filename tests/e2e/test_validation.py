@@ -1,0 +1,929 @@
+"""What a person meets at `kubectl apply`, word for word, from the real API server.
+
+A refusal is written as kubectl prints it after `The Agent "x" is invalid:`, one line a cause.
+"""
+
+import copy
+import json
+import secrets
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from roost.api import crd
+from roost.api.agent import AgentSpec, AgentStatus, parse_agent_spec, parse_agent_status
+from roost.api.fleet import FleetStatus, parse_fleet_status
+from roost.api.secret import SecretStatus, parse_secret_status
+from roost.local import binaries
+from roost.local.stack import Stack
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNTIME = {"kind": "Command", "command": ["sh"]}
+SKIPPED = (
+    "<nil>: Invalid value: null: some validation rules were not checked because the object was invalid; "
+    "correct the existing errors to complete validation"
+)
+STAYS = "what exists at Fly can't move; apply it under another name"
+Body = dict[str, Any]
+
+
+class Api:
+    """The API server, seen from one namespace."""
+
+    def __init__(self, http: httpx.Client, kubectl: str, kubeconfig: Path, namespace: str) -> None:
+        self.http, self.namespace = http, namespace
+        self._kubectl = [kubectl, f"--kubeconfig={kubeconfig}", f"--namespace={namespace}"]
+
+    def path(self, kind: str, name: str = "") -> str:
+        return f"/apis/roost.dev/v1alpha1/namespaces/{self.namespace}/{kind.lower()}s/{name}".rstrip("/")
+
+    def create(self, kind: str, name: str, spec: Body, *, dry: bool = False) -> httpx.Response:
+        params = {"fieldValidation": "Strict"} | ({"dryRun": "All"} if dry else {})
+        return self.http.post(self.path(kind), params=params, json=manifest(kind, name, spec))
+
+    def replace(self, kind: str, name: str, spec: Body) -> httpx.Response:
+        """What `kubectl replace` does: fields that are left out are taken away."""
+        found = self.get(kind, name)
+        return self.http.put(self.path(kind, name), json=found | {"spec": spec})
+
+    def apply(self, kind: str, name: str, spec: Body) -> httpx.Response:
+        """Server-side apply, as Flux does."""
+        return self.http.patch(
+            self.path(kind, name),
+            params={"fieldManager": "flux", "fieldValidation": "Strict"},
+            headers={"Content-Type": "application/apply-patch+yaml"},
+            content=json.dumps(manifest(kind, name, spec)),
+        )
+
+    def write_status(self, kind: str, name: str, status: Body) -> httpx.Response:
+        return self.http.patch(
+            f"{self.path(kind, name)}/status",
+            params={"fieldManager": "roost", "fieldValidation": "Strict"},
+            headers={"Content-Type": "application/merge-patch+json"},
+            content=json.dumps({"status": status}),
+        )
+
+    def get(self, kind: str, name: str) -> Body:
+        found: Body = self.http.get(self.path(kind, name)).raise_for_status().json()
+        return found
+
+    def kubectl(self, *arguments: str, stdin: Body | None = None) -> tuple[int, str, str]:
+        given = json.dumps(stdin) if stdin is not None else None
+        done = subprocess.run(
+            [*self._kubectl, *arguments], check=False, input=given, capture_output=True, text=True, timeout=30
+        )
+        return done.returncode, done.stdout, done.stderr
+
+
+def manifest(kind: str, name: str, spec: Body) -> Body:
+    return {"apiVersion": "roost.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+def agent(**blocks: Any) -> Body:
+    return {"runtime": RUNTIME} | blocks
+
+
+def fleet(**blocks: Any) -> Body:
+    return {"template": {"spec": agent(**blocks)}}
+
+
+def refusal(answer: httpx.Response) -> list[str]:
+    """The causes as kubectl prints them, line by line; sorted, because the API server's order changes."""
+    assert answer.status_code == 422, answer.text
+    return sorted(f"{cause['field']}: {cause['message']}" for cause in answer.json()["details"]["causes"])
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: Stack) -> Iterator[Api]:
+    access = control_plane.admin
+    with httpx.Client(
+        base_url=access.server,
+        headers={"Authorization": f"Bearer {access.token}"},
+        verify=ssl.create_default_context(cafile=str(access.ca_file)),
+        timeout=30,
+    ) as http:
+        http.post("/api/v1/namespaces", json={"metadata": {"name": "validation"}}).raise_for_status()
+        yield Api(http, str(binaries.find(say=print).kubectl), control_plane.kubeconfig, "validation")
+
+
+@pytest.fixture
+def name() -> str:
+    """A name of its own for the test's object."""
+    return f"t-{secrets.token_hex(4)}"
+
+
+# --- Refused when it is made. -----------------------------------------------------------------------------------
+
+REFUSED_AGENTS: list[tuple[str, Body, list[str]]] = [
+    ("runtime-missing", {}, ["spec.runtime: Required value", SKIPPED]),
+    ("kind-missing", {"runtime": {}}, ["spec.runtime.kind: Required value", SKIPPED]),
+    (
+        "kind-unknown",
+        {"runtime": {"kind": "Docker"}},
+        ['spec.runtime.kind: Unsupported value: "Docker": supported values: "Command"', SKIPPED],
+    ),
+    (
+        "command-missing",
+        {"runtime": {"kind": "Command"}},
+        [
+            "spec.runtime.command: Invalid value: command is empty: with kind Command, give the program and its "
+            'arguments, for example ["python3", "-m", "http.server"]'
+        ],
+    ),
+    (
+        "command-of-nothing",
+        {"runtime": {"kind": "Command", "command": [""]}},
+        [
+            "spec.runtime.command: Invalid value: command is empty: with kind Command, give the program and its "
+            'arguments, for example ["python3", "-m", "http.server"]'
+        ],
+    ),
+    (
+        "command-too-long",
+        {"runtime": {"kind": "Command", "command": ["x"] * 65}},
+        ["spec.runtime.command: Too many: 65: must have at most 64 items", SKIPPED],
+    ),
+    (
+        "argument-with-nul",
+        {"runtime": {"kind": "Command", "command": ["a\0b"]}},
+        [
+            'spec.runtime.command[0]: Invalid value: "a\\x00b": spec.runtime.command[0] in body should match '
+            "'^[^\\x00]*$'"
+        ],
+    ),
+    (
+        "version",
+        {"runtime": RUNTIME | {"version": "1 2"}},
+        [
+            'spec.runtime.version: Invalid value: "1 2": must be letters, digits, dots, dashes, pluses and '
+            "underscores, such as 1.4.2"
+        ],
+    ),
+    (
+        "readiness-empty",
+        {"runtime": RUNTIME | {"readiness": {}}},
+        ["spec.runtime.readiness.httpGet: Required value", SKIPPED],
+    ),
+    (
+        "readiness-path",
+        {"runtime": RUNTIME | {"readiness": {"httpGet": {"path": "healthz", "port": 80}}}},
+        [
+            'spec.runtime.readiness.httpGet.path: Invalid value: "healthz": must be a path of plain characters that '
+            "starts with a slash, such as /healthz"
+        ],
+    ),
+    (
+        "desired-state",
+        agent(desiredState="Off"),
+        ['spec.desiredState: Unsupported value: "Off": supported values: "Running", "Stopped"', SKIPPED],
+    ),
+    (
+        "restarted-at",
+        agent(restartedAt="a\nb"),
+        ['spec.restartedAt: Invalid value: "a\\nb": must be plain characters, such as 2026-11-21T10:00:00Z'],
+    ),
+    (
+        "display-name",
+        agent(identity={"displayName": "x" * 65}),
+        ["spec.identity.displayName: Too long: may not be more than 64 bytes", SKIPPED],
+    ),
+    (
+        "shared-without-app",
+        agent(fly={"appStrategy": "Shared"}),
+        [
+            "spec.fly.app: Invalid value: app is missing: with appStrategy Shared, name the existing Fly app in it, "
+            "or use appStrategy PerAgent"
+        ],
+    ),
+    (
+        "fly-names",
+        agent(fly={"app": "My_App", "org": "-o", "credential": "a b", "network": "n/1"}),
+        [
+            'spec.fly.app: Invalid value: "My_App": must be a Fly app name: lower-case letters, digits and dashes',
+            'spec.fly.credential: Invalid value: "a b": must be the name of a credential: letters, digits and dashes',
+            'spec.fly.network: Invalid value: "n/1": must be a network\'s name: letters, digits, dashes and '
+            "underscores",
+            'spec.fly.org: Invalid value: "-o": must be an org\'s slug: lower-case letters, digits and dashes',
+        ],
+    ),
+    (
+        "region",
+        agent(placement={"regions": ["iad", "US-East"]}),
+        [
+            'spec.placement.regions[1]: Invalid value: "US-East": must be a Fly region\'s code of lower-case letters, '
+            "such as iad"
+        ],
+    ),
+    (
+        "regions-too-many",
+        agent(placement={"regions": ["iad"] * 17}),
+        ["spec.placement.regions: Too many: 17: must have at most 16 items", SKIPPED],
+    ),
+    (
+        "image",
+        agent(machine={"image": "a b"}),
+        [
+            'spec.machine.image: Invalid value: "a b": must be an image reference without spaces, such as '
+            "registry.fly.io/agent@sha256:…"
+        ],
+    ),
+    (
+        "cpus",
+        agent(machine={"cpus": 3}),
+        ['spec.machine.cpus: Unsupported value: 3: supported values: "1", "2", "4", "6", "8"', SKIPPED],
+    ),
+    (
+        "memory-too-small",
+        agent(machine={"memoryMb": 512}),
+        [
+            "spec.machine.memoryMb: Invalid value: 512: spec.machine.memoryMb in body should be greater than or equal "
+            "to 1024"
+        ],
+    ),
+    (
+        "memory-step",
+        agent(machine={"memoryMb": 1100}),
+        ["spec.machine.memoryMb: Invalid value: 1100: spec.machine.memoryMb in body should be a multiple of 256"],
+    ),
+    (
+        "memory-above-one-cpu",
+        agent(machine={"memoryMb": 2304}),
+        ["spec.machine.memoryMb: Invalid value: memoryMb 2304 does not fit cpus 1: use 1024 to 2048, or change cpus"],
+    ),
+    (
+        "memory-below-eight-cpus",
+        agent(machine={"cpus": 8}),
+        ["spec.machine.memoryMb: Invalid value: memoryMb 1024 does not fit cpus 8: use 2048 to 16384, or change cpus"],
+    ),
+    (
+        "stop-timeout",
+        agent(machine={"stopTimeoutSeconds": 301}),
+        [
+            "spec.machine.stopTimeoutSeconds: Invalid value: 301: spec.machine.stopTimeoutSeconds in body should be "
+            "less than or equal to 300"
+        ],
+    ),
+    (
+        "volume-size",
+        agent(volume={"sizeGb": 501}),
+        ["spec.volume.sizeGb: Invalid value: 501: spec.volume.sizeGb in body should be less than or equal to 500"],
+    ),
+    *(
+        (
+            f"mount-path-{index}",
+            agent(volume={"mountPath": path}),
+            [
+                f'spec.volume.mountPath: Invalid value: "{path}": must be an absolute path such as /data, without '
+                "dots at the start of a part and no slash at its end"
+            ],
+        )
+        for index, path in enumerate(["data", "/", "/data/", "/a/../b", "/a//b"])
+    ),
+    (
+        "heartbeat",
+        agent(heartbeat={"intervalSeconds": 4, "missedBeforeUnhealthy": 101}),
+        [
+            "spec.heartbeat.intervalSeconds: Invalid value: 4: spec.heartbeat.intervalSeconds in body should be "
+            "greater than or equal to 5",
+            "spec.heartbeat.missedBeforeUnhealthy: Invalid value: 101: spec.heartbeat.missedBeforeUnhealthy in body "
+            "should be less than or equal to 100",
+        ],
+    ),
+    *(
+        (
+            f"env-reserved-{env}",
+            agent(env=[{"name": "FINE", "value": "x"}, {"name": env, "value": "x"}]),
+            [
+                f"spec.env[1].name: Invalid value: env name {env} is reserved for the supervisor: choose another name",
+            ],
+        )
+        for env in (
+            *("FLY_", "FLY_APP_NAME", "ROOST_MEMORY_MB", "DIDCOMM_X", "AGENT_DID", "AGENTSHIELD_API_URL"),
+            *("AS_HEARTBEAT_TOKEN", "OPENCLAW_GATEWAY_TOKEN", "DATA_DIR", "CONTROL_PORT", "PAIRING_PORT"),
+            *("HEARTBEAT_INTERVAL_MS", "FLEET_MCP_PORT"),
+        )
+    ),
+    (
+        "env-name",
+        agent(env=[{"name": "1-A", "value": "x"}]),
+        [
+            'spec.env[0].name: Invalid value: "1-A": must be a variable\'s name: letters, digits and underscores, no '
+            "digit first"
+        ],
+    ),
+    (
+        "env-neither",
+        agent(env=[{"name": "A"}]),
+        ["spec.env[0]: Invalid value: env A needs exactly one of value and valueFrom"],
+    ),
+    (
+        "env-both",
+        agent(env=[{"name": "A", "value": "", "valueFrom": {"name": "s", "key": "k"}}]),
+        ["spec.env[0]: Invalid value: env A needs exactly one of value and valueFrom"],
+    ),
+    (
+        "env-twice",
+        agent(env=[{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]),
+        ['spec.env[1]: Duplicate value: {"name":"A"}'],
+    ),
+    (
+        "env-reference",
+        agent(env=[{"name": "A", "valueFrom": {"name": "No", "key": "a/b"}}]),
+        [
+            'spec.env[0].valueFrom.key: Invalid value: "a/b": must be a key of a Secret: letters, digits, dashes, '
+            "dots and underscores",
+            'spec.env[0].valueFrom.name: Invalid value: "No": must be the name of an object: lower-case letters, '
+            "digits, dashes and dots",
+        ],
+    ),
+    *(
+        (
+            f"file-path-{index}",
+            agent(files=[{"path": path, "content": ""}]),
+            [
+                f'spec.files[0].path: Invalid value: "{path}": must be a path of plain characters relative to '
+                "volume.mountPath, without empty, . and .. parts, such as etc/a.conf"
+            ],
+        )
+        for index, path in enumerate(
+            ["", "/etc/passwd", "..", "a/../b", "a/..", "./a", "a//b", "a/", "\u00fcber"]  # the last is not ASCII
+        )
+    ),
+    (
+        "file-reserved",
+        agent(files=[{"path": ".roost/bundle", "content": ""}]),
+        [
+            "spec.files[0].path: Invalid value: path .roost/bundle lies in .roost, which belongs to the supervisor: "
+            "choose another path"
+        ],
+    ),
+    (
+        "file-mode",
+        agent(files=[{"path": "a", "mode": "u+x", "content": ""}]),
+        ["spec.files[0].mode: Invalid value: \"u+x\": must be four octal digits in quotes, such as '0600'"],
+    ),
+    (
+        "file-neither",
+        agent(files=[{"path": "a"}]),
+        ["spec.files[0]: Invalid value: file a needs exactly one of content and contentFrom"],
+    ),
+    (
+        "file-both",
+        agent(files=[{"path": "a", "content": "", "contentFrom": {"name": "s", "key": "k"}}]),
+        ["spec.files[0]: Invalid value: file a needs exactly one of content and contentFrom"],
+    ),
+    (
+        "file-twice",
+        agent(files=[{"path": "a", "content": ""}, {"path": "a", "content": ""}]),
+        ['spec.files[1]: Duplicate value: {"path":"a"}'],
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "told"), [pytest.param(spec, told, id=case) for case, spec, told in REFUSED_AGENTS])
+def test_an_agent_is_refused_with_a_sentence(api: Api, spec: Body, told: list[str]) -> None:
+    assert refusal(api.create("Agent", "refused", spec)) == sorted(told)
+
+
+def test_a_fleet_refuses_the_same_of_its_template(api: Api) -> None:
+    spec = fleet(machine={"memoryMb": 2304}, env=[{"name": "FLY_X", "value": ""}])
+    assert refusal(api.create("Fleet", "refused", spec)) == [
+        "spec.template.spec.env[0].name: Invalid value: env name FLY_X is reserved for the supervisor: "
+        "choose another name",
+        "spec.template.spec.machine.memoryMb: Invalid value: memoryMb 2304 does not fit cpus 1: use 1024 to 2048, "
+        "or change cpus",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        (
+            fleet(fly={"app": "one"}),
+            "spec.template.spec.fly.app: Invalid value: fly.app one can't be the own app of every member: leave app "
+            "out, or use appStrategy Shared",
+        ),
+        (
+            fleet(desiredState="Stopped"),
+            "spec.template.spec.desiredState: Invalid value: desiredState belongs to one Agent: stop a member with "
+            "kubectl patch agents, or set replicas to 0",
+        ),
+        (
+            fleet(revoked=True),
+            "spec.template.spec.revoked: Invalid value: revoked belongs to one Agent: kubectl annotate agents -l "
+            "roost.dev/fleet=NAME roost.dev/revoked=true",
+        ),
+        (
+            fleet(paused=True),
+            "spec.template.spec.paused: Invalid value: paused belongs to one Agent: pause a member with kubectl patch "
+            "agents",
+        ),
+        (
+            fleet(restartedAt="now"),
+            "spec.template.spec.restartedAt: Invalid value: restartedAt belongs to one Agent: restart a member with "
+            "kubectl patch agents",
+        ),
+        (
+            fleet() | {"replicas": 1001},
+            "spec.replicas: Invalid value: 1001: spec.replicas in body should be less than or equal to 1000",
+        ),
+        (
+            {"template": fleet()["template"] | {"metadata": {"labels": {"a b": "c"}}}},
+            "spec.template.metadata.labels: Invalid value: a label's key is not valid: use [prefix/]name",
+        ),
+        (
+            {"template": fleet()["template"] | {"metadata": {"labels": {"a": "b c"}}}},
+            "spec.template.metadata.labels: Invalid value: a label's value is not valid: use at most 63 letters, "
+            "digits, dashes, dots and underscores",
+        ),
+        (
+            {"template": fleet()["template"] | {"metadata": {"labels": {"roost.dev/fleet": "b"}}}},
+            "spec.template.metadata.labels: Invalid value: labels of roost.dev/ are set by the Fleet itself: "
+            "use another prefix",
+        ),
+        (
+            {"template": fleet()["template"] | {"metadata": {"annotations": {"a b": "c"}}}},
+            "spec.template.metadata.annotations: Invalid value: an annotation's key is not valid: use [prefix/]name",
+        ),
+        (
+            {"template": fleet()["template"] | {"metadata": {"annotations": {"roost.dev/revoked": "true"}}}},
+            "spec.template.metadata.annotations: Invalid value: annotations of roost.dev/ act on one Agent: set them "
+            "on the member with kubectl annotate agents",
+        ),
+    ],
+)
+def test_a_fleet_is_refused_with_a_sentence(api: Api, spec: Body, told: str) -> None:
+    assert refusal(api.create("Fleet", "refused", spec)) == [told]
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({}, ["spec.source: Required value", SKIPPED]),
+        ({"source": {}}, ["spec.source.secretRef: Required value", SKIPPED]),
+        (
+            {"source": {"secretRef": {"name": "A"}}},
+            [
+                'spec.source.secretRef.name: Invalid value: "A": must be the name of an object: lower-case letters, '
+                "digits, dashes and dots"
+            ],
+        ),
+        (
+            {"source": {"secretRef": {"name": "a"}}, "keys": [{"name": "k", "from": "x y"}, {"name": "k"}]},
+            [
+                'spec.keys[1]: Duplicate value: {"name":"k"}',
+                'spec.keys[0].from: Invalid value: "x y": must be a key of a Secret: letters, digits, dashes, dots '
+                "and underscores",
+            ],
+        ),
+    ],
+)
+def test_a_secret_is_refused_with_a_sentence(api: Api, spec: Body, told: list[str]) -> None:
+    assert refusal(api.create("Secret", "refused", spec)) == sorted(told)
+
+
+def test_replicas_are_a_number(api: Api) -> None:
+    assert refusal(api.create("Fleet", "refused", fleet() | {"replicas": -1})) == [
+        ".spec.replicas: Invalid value: -1: should be a non-negative integer",
+        "spec.replicas: Invalid value: -1: spec.replicas in body should be greater than or equal to 0",
+    ]
+    api.create("Fleet", "refused", fleet() | {"replicas": None}, dry=True).raise_for_status()  # counts as left out
+    assert refusal(api.apply("Fleet", "refused", fleet() | {"replicas": None})) == [
+        ".spec.replicas: Invalid value: 0: .spec.replicas accessor error: <nil> is of the type <nil>, expected int64",
+        SKIPPED,
+        'spec.replicas: Invalid value: "null": spec.replicas in body must be of type integer: "null"',
+    ]
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("Agent", 52), ("Fleet", 48)])
+def test_a_name_leaves_room_for_what_is_derived_from_it(api: Api, kind: str, longest: int) -> None:
+    spec = agent() if kind == "Agent" else fleet()
+    assert api.create(kind, "n" * longest, spec, dry=True).status_code == 201
+    [told] = refusal(api.create(kind, "n" * (longest + 1), spec))
+    assert told.startswith(
+        f"<nil>: Invalid value: metadata.name {'n' * (longest + 1)} is too long: use at most {longest} char"
+    )
+    assert refusal(api.create(kind, "a.b", spec)) == [
+        "<nil>: Invalid value: metadata.name a.b has a dot: use lower-case letters, digits and dashes only"
+    ]
+
+
+# --- Refused when it is changed. --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (
+            {"volume": {"sizeGb": 5}},
+            {"volume": {"sizeGb": 4}},
+            "volume.sizeGb: Invalid value: sizeGb can't go from 5 down to 4: a volume at Fly can't shrink; keep the "
+            "size, or apply it under another name",
+        ),
+        (
+            {"volume": {"mountPath": "/a"}},
+            {"volume": {"mountPath": "/b"}},
+            "volume.mountPath: Invalid value: mountPath can't change from /a to /b: files would be lost from sight; "
+            "keep it, or apply it under another name",
+        ),
+        (
+            {"identity": {"tokenEpoch": 2}},
+            {"identity": {"tokenEpoch": 1}},
+            "identity.tokenEpoch: Invalid value: tokenEpoch can't go from 2 down to 1: an earlier token must never "
+            "work again; use a higher number",
+        ),
+        (
+            {"fly": {"appStrategy": "Shared", "app": "a"}},
+            {"fly": {"app": "a"}},
+            f"fly.appStrategy: Invalid value: appStrategy can't change from Shared to PerAgent: {STAYS}",
+        ),
+        (
+            {"fly": {"appStrategy": "Shared", "app": "a"}},
+            {"fly": {"appStrategy": "Shared", "app": "b"}},
+            f"fly.app: Invalid value: app can't change from a to b: {STAYS}",
+        ),
+        *(
+            ({"fly": old}, {"fly": new}, f"fly.{field}: Invalid value: {field} can't change from {told}: {STAYS}")
+            for field in ("credential", "org", "network")
+            for old, new, told in (
+                ({field: "a"}, {field: "b"}, "a to b"),
+                ({}, {field: "b"}, "unset to b"),
+                ({field: "a"}, {}, "a to unset"),
+            )
+        ),
+    ],
+)
+def test_what_cannot_move_is_refused_with_a_remedy(api: Api, name: str, before: Body, after: Body, told: str) -> None:
+    api.create("Agent", name, agent(**before)).raise_for_status()
+    assert refusal(api.replace("Agent", name, agent(**after))) == [f"spec.{told}"]
+    if before != {"fly": {"appStrategy": "Shared", "app": "a"}} or "appStrategy" in after["fly"]:
+        api.create("Fleet", name, fleet(**before)).raise_for_status()
+        assert refusal(api.replace("Fleet", name, fleet(**after))) == [f"spec.template.spec.{told}"]
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ({"volume": {"sizeGb": 5}}, "spec.volume.sizeGb: Invalid value: sizeGb can't go from 5 down to 1"),
+        (
+            {"volume": {"mountPath": "/a"}},
+            "spec.volume.mountPath: Invalid value: mountPath can't change from /a to /data",
+        ),
+        ({"fly": {"org": "a"}}, "spec.fly.org: Invalid value: org can't change from a to unset"),
+        (
+            {"identity": {"tokenEpoch": 3}},
+            "spec.identity.tokenEpoch: Invalid value: tokenEpoch can't go from 3 down to 0",
+        ),
+    ],
+)
+@pytest.mark.parametrize("gone", ["left out", "null", "empty"])
+def test_taking_a_block_away_escapes_nothing(api: Api, name: str, before: Body, told: str, gone: str) -> None:
+    api.create("Agent", name, agent(**before)).raise_for_status()
+    [block] = before
+    after = {"left out": {}, "null": {block: None}, "empty": {block: {}}}[gone]
+    [line] = refusal(api.replace("Agent", name, agent(**after)))
+    assert line.startswith(told)
+    [line] = refusal(api.replace("Agent", name, agent(**after) | {block: {}}))
+    assert line.startswith(told)
+
+
+def test_what_may_change_may_change(api: Api, name: str) -> None:
+    api.create("Agent", name, agent(volume={"sizeGb": 5})).raise_for_status()
+    everything_else = agent(
+        volume={"sizeGb": 6},
+        identity={"displayName": "N", "tokenEpoch": 1},
+        machine={"cpus": 2, "memoryMb": 2048, "restart": "Never", "image": "a:b", "stopTimeoutSeconds": 5},
+        placement={"regions": ["ord"]},
+        desiredState="Stopped",
+        deletionPolicy="Retain",
+        revoked=True,
+        paused=True,
+        restartedAt="1",
+        env=[{"name": "A", "value": "b"}],
+        files=[{"path": "a", "content": "b"}],
+        heartbeat={"intervalSeconds": 5},
+    )
+    api.replace("Agent", name, everything_else).raise_for_status()
+
+
+# --- Accepted. --------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_stored(api: Api, name: str) -> None:
+    api.create("Agent", name, agent()).raise_for_status()
+    found = api.get("Agent", name)
+    assert found["spec"] == AgentSpec.model_validate(agent()).model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert parse_agent_spec(found) == AgentSpec.model_validate(agent())
+    api.create("Fleet", name, fleet()).raise_for_status()
+    assert api.get("Fleet", name)["spec"] == {
+        "template": {"metadata": {"labels": {}, "annotations": {}}, "spec": found["spec"]}
+    }
+    source = {"source": {"secretRef": {"name": "a"}}}
+    api.create("Secret", name, source).raise_for_status()
+    assert api.get("Secret", name)["spec"] == source | {"keys": []}
+
+
+WHOLE = agent(
+    desiredState="Stopped",
+    revoked=True,
+    paused=True,
+    deletionPolicy="Retain",
+    restartedAt="2026-11-21T10:00:00Z",
+    identity={"displayName": "Åda Ω", "tokenEpoch": 1_000_000_000},
+    fly={"credential": "eu", "org": "acme", "appStrategy": "Shared", "app": "a" * 62, "network": "net_1"},
+    placement={"regions": ["iad"] * 16},
+    machine={"image": "r/a@sha256:0", "cpus": 8, "memoryMb": 16384, "stopTimeoutSeconds": 300, "restart": "Always"},
+    volume={"sizeGb": 500, "mountPath": "/mnt/some.where/data_1"},
+    runtime={
+        "kind": "Command",
+        "version": "1.4.2+b-1_x",
+        "command": ["x" * 32_768, *["'\"%s\n\\"] * 63],
+        "readiness": {"httpGet": {"path": "/a?b=c%20", "port": 65535}, "initialDeadlineSeconds": 86_400},
+    },
+    env=[{"name": f"A_{n}", "value": "v"} for n in range(255)]
+    + [{"name": "_", "valueFrom": {"name": "s.x", "key": "K"}}],
+    files=[{"path": f".config/..a/.b./c {n}", "mode": "0777", "content": "\0ü"} for n in range(63)]
+    + [{"path": "x" * 255, "mode": "0600", "contentFrom": {"name": "s", "key": "."}}],
+    heartbeat={"intervalSeconds": 3600, "missedBeforeUnhealthy": 100},
+)
+
+
+def test_every_field_at_its_limit_is_taken_stored_and_read(api: Api, name: str) -> None:
+    api.create("Agent", name, WHOLE).raise_for_status()
+    found = api.get("Agent", name)
+    assert found["spec"] == WHOLE
+    assert parse_agent_spec(found).model_dump(mode="json", by_alias=True, exclude_none=True) == WHOLE
+
+
+NULLS: Body = {
+    "desiredState": None,
+    "revoked": None,
+    "restartedAt": None,
+    "identity": {"displayName": None, "tokenEpoch": None},
+    "fly": {"credential": None, "org": None, "app": None, "network": None},
+    "placement": None,
+    "machine": {"image": None, "cpus": None},
+    "volume": {"sizeGb": None},
+    "runtime": RUNTIME | {"version": None, "readiness": None},
+    "env": [{"name": "A", "value": None, "valueFrom": {"name": "s", "key": "k"}}],
+    "files": [{"path": "a", "mode": None, "content": "", "contentFrom": None}],
+    "heartbeat": None,
+}
+
+
+def test_null_is_accepted_under_server_side_apply_and_counts_as_left_out(api: Api, name: str) -> None:
+    for _ in range(2):
+        api.apply("Agent", name, NULLS).raise_for_status()
+    found = api.get("Agent", name)
+    assert found["metadata"]["generation"] == 1
+    plain = agent(env=[{"name": "A", "valueFrom": {"name": "s", "key": "k"}}], files=[{"path": "a", "content": ""}])
+    assert parse_agent_spec(found) == AgentSpec.model_validate(plain)
+    api.apply("Fleet", name, {"template": {"metadata": None, "spec": NULLS}}).raise_for_status()
+    secret = {"source": {"secretRef": {"name": "a"}}, "keys": [{"name": "k", "from": None, "required": None}]}
+    api.apply("Secret", name, secret).raise_for_status()
+
+
+def test_two_appliers_share_the_lists(api: Api, name: str) -> None:
+    api.create("Agent", name, agent(env=[{"name": "A", "value": "1"}])).raise_for_status()
+    api.apply("Agent", name, {"env": [{"name": "B", "value": "2"}]}).raise_for_status()
+    assert [e["name"] for e in api.get("Agent", name)["spec"]["env"]] == ["A", "B"]
+
+
+# --- Status, scale, columns, words. -----------------------------------------------------------------------------
+
+CONDITION = {
+    "type": "Ready",
+    "status": "True",
+    "reason": "Running",
+    "message": "",
+    "lastTransitionTime": "2026-11-21T10:00:00Z",
+    "observedGeneration": 1,
+}
+STATUSES: list[tuple[str, Body, Any, type]] = [
+    (
+        "Agent",
+        {
+            "observedGeneration": 1,
+            "phase": "Running",
+            "conditions": [CONDITION],
+            "did": "did:key:z6Mk",
+            "app": {"name": "a", "org": "o", "network": "n", "incarnation": "u"},
+            "machine": {
+                "id": "3d8d",
+                "name": "m",
+                "state": "started",
+                "version": "01",
+                "region": "iad",
+                "privateIp": "fdaa::3",
+                "image": "r/a@sha256:0",
+                "configHash": "1:ab",
+            },
+            "volume": {"id": "vol_1", "state": "created", "region": "iad", "sizeGb": 1},
+            "bundle": {"desired": "ab", "applied": "ab"},
+            "agent": {
+                "supervisorVersion": "0.1.0",
+                "runtimeVersion": "1",
+                "bootPhase": "done",
+                "restarts": 0,
+                "since": "2026-11-21T10:00:00Z",
+                "lastExitReason": "",
+                "degraded": ["disk"],
+            },
+            "secrets": [{"name": "s", "version": 3}],
+            "destroy": {
+                "startedAt": "2026-11-21T10:00:00Z",
+                "machineIds": ["3d8d"],
+                "volumeIds": ["vol_1"],
+                "app": "a",
+                "attempts": 1,
+                "lastError": {"op": "delete_app", "status": 500, "message": "m", "at": "2026-11-21T10:00:00Z"},
+            },
+            "nextAction": "waiting for machine 3d8d to start",
+            "lastHandledReconcileAt": "now",
+        },
+        parse_agent_status,
+        AgentStatus,
+    ),
+    (
+        "Fleet",
+        {
+            "observedGeneration": 1,
+            "replicas": 3,
+            "readyReplicas": 2,
+            "updatedReplicas": 1,
+            "unavailableReplicas": 1,
+            "selector": "roost.dev/fleet=f",
+            "currentRevision": "f-1",
+            "updateRevision": "f-2",
+            "members": [{"name": "f-0", "phase": "Running", "revision": "f-1", "ready": True}],
+            "conditions": [CONDITION],
+            "lastHandledReconcileAt": "now",
+        },
+        parse_fleet_status,
+        FleetStatus,
+    ),
+    (
+        "Secret",
+        {
+            "observedGeneration": 1,
+            "fingerprint": "ab",
+            "activeVersion": 3,
+            "keys": [{"name": "k", "present": True}],
+            "lastRotatedAt": "2026-11-21T10:00:00Z",
+            "conditions": [CONDITION],
+            "lastHandledReconcileAt": "now",
+        },
+        parse_secret_status,
+        SecretStatus,
+    ),
+]
+SPECS: dict[str, Body] = {"Agent": agent(), "Fleet": fleet(), "Secret": {"source": {"secretRef": {"name": "a"}}}}
+
+
+@pytest.mark.parametrize(("kind", "status", "parse", "model"), STATUSES, ids=[s[0] for s in STATUSES])
+def test_a_status_is_stored_read_and_taken_away(
+    api: Api, name: str, kind: str, status: Body, parse: Any, model: Any
+) -> None:
+    created = api.create(kind, name, SPECS[kind]).raise_for_status().json()
+    assert created["status"] == {"observedGeneration": -1} == api.get(kind, name)["status"]
+
+    written = api.write_status(kind, name, status)
+    assert "warning" not in written.headers, written.headers["warning"]
+    assert written.json()["status"] == status
+    assert {field.alias for field in model.model_fields.values()} == status.keys(), "a field is not shown here"
+    dumped = parse(api.get(kind, name)).model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert dumped == status
+
+    taken_away = api.write_status(kind, name, dict.fromkeys(status))
+    assert taken_away.json()["status"] == {"observedGeneration": -1}
+
+
+def test_a_slip_in_a_status_is_told(api: Api, name: str) -> None:
+    """The operator treats this warning as a fault of its own; strict writing makes it an error."""
+    api.create("Agent", name, agent()).raise_for_status()
+    answer = api.write_status("Agent", name, {"machine": {"hash": "x"}})
+    assert answer.status_code == 422 or answer.status_code == 400
+    assert 'unknown field "status.machine.hash"' in answer.json()["message"]
+
+
+def test_kubectl_refuses_in_words_that_help(api: Api) -> None:
+    def told(spec: Body) -> str:
+        code, _, err = api.kubectl("apply", "-f", "-", stdin=manifest("Agent", "spoken", spec))
+        assert code == 1
+        return err.strip()
+
+    assert told(agent(volume={"sizeGB": 5})).endswith(
+        'Agent in version "v1alpha1" cannot be handled as a Agent: strict decoding error: '
+        'unknown field "spec.volume.sizeGB"'
+    )
+    assert told(agent(volume={"sizeGb": "5"})).splitlines() == [
+        'The Agent "spoken" is invalid: ',
+        '* spec.volume.sizeGb: Invalid value: "string": spec.volume.sizeGb in body must be of type integer: "string"',
+        f"* {SKIPPED}",
+    ]
+    assert told({"runtime": {"kind": "Command"}}) == (
+        'The Agent "spoken" is invalid: spec.runtime.command: Invalid value: command is empty: with kind Command, '
+        'give the program and its arguments, for example ["python3", "-m", "http.server"]'
+    )
+    assert told(agent(env=[{"name": "DATA_DIR", "value": "/x"}])) == (
+        'The Agent "spoken" is invalid: spec.env[0].name: Invalid value: env name DATA_DIR is reserved for the '
+        "supervisor: choose another name"
+    )
+    code, out, _ = api.kubectl("apply", "-f", "-", stdin=manifest("Agent", "spoken", agent(volume={"sizeGb": 2})))
+    assert (code, out) == (0, "agent.roost.dev/spoken created\n")
+    assert told(agent()) == (
+        'The Agent "spoken" is invalid: spec.volume.sizeGb: Invalid value: sizeGb can\'t go from 2 down to 1: '
+        "a volume at Fly can't shrink; keep the size, or apply it under another name"
+    )
+
+
+def test_columns(api: Api) -> None:
+    for (kind, status, *_), spec in zip(STATUSES, SPECS.values(), strict=True):
+        full = copy.deepcopy(spec)
+        if kind == "Agent":
+            full["identity"] = {"displayName": "Ada"}
+        if kind == "Fleet":
+            full["replicas"] = 3
+        api.create(kind, "shown", full).raise_for_status()
+        api.write_status(kind, "shown", status).raise_for_status()
+
+    def table(*arguments: str) -> list[str]:
+        """The columns, then the row of our object without its age."""
+        code, out, err = api.kubectl("get", *arguments)
+        assert code == 0, err
+        head, row = (" ".join(line.split()) for line in out.splitlines())
+        return [head, row.rpartition(" ")[0]]
+
+    assert table("ag", "shown") == [
+        "NAME READY PHASE REGION RUNTIME MACHINE AGE",
+        "shown True Running iad Command 3d8d",
+    ]
+    assert table("agents", "shown", "-o", "wide") == [
+        "NAME READY PHASE REGION RUNTIME MACHINE DISPLAY VOLUME IMAGE NEXT AGE",
+        "shown True Running iad Command 3d8d Ada vol_1 r/a@sha256:0 waiting for machine 3d8d to start",
+    ]
+    assert table("fl", "shown") == ["NAME DESIRED REPLICAS READY UPDATED AGE", "shown 3 3 2 1"]
+    assert table("rsec", "shown") == ["NAME READY VERSION SOURCE AGE", "shown True 3 a"]
+    _, everything, _ = api.kubectl("get", "roost")
+    for kind in ("agent", "fleet", "secret"):
+        assert f"{kind}.roost.dev/shown " in everything
+    assert api.kubectl("get", "secret", "shown")[2].startswith('Error from server (NotFound): secrets "shown"')
+
+
+def test_scale(api: Api, name: str) -> None:
+    api.create("Fleet", name, fleet() | {"replicas": 2}).raise_for_status()
+    api.write_status("Fleet", name, {"replicas": 2, "selector": "roost.dev/fleet=f"}).raise_for_status()
+    code, out, err = api.kubectl("scale", f"fleet/{name}", "--replicas=4", "--current-replicas=2")
+    assert (code, out, err) == (0, f"fleet.roost.dev/{name} scaled\n", "")
+    scale = api.http.get(f"{api.path('Fleet', name)}/scale").json()
+    assert scale["spec"] == {"replicas": 4}
+    assert scale["status"] == {"replicas": 2, "selector": "roost.dev/fleet=f"}
+    code, _, err = api.kubectl("scale", f"fleet/{name}", "--replicas=1001")
+    assert code == 1
+    assert "spec.replicas in body should be less than or equal to 1000" in err
+
+
+def test_a_fleet_without_replicas_keeps_none(api: Api, name: str) -> None:
+    """Else an autoscaled Fleet would fall back to one member with each apply."""
+    api.create("Fleet", name, fleet() | {"replicas": 4}).raise_for_status()
+    api.replace("Fleet", name, fleet()).raise_for_status()
+    assert "replicas" not in api.get("Fleet", name)["spec"]
+
+
+def described(schema: Body, at: str) -> Iterator[str]:
+    """Every block, as `kubectl explain` names it."""
+    if "properties" in schema:
+        yield at
+        for field, inner in schema["properties"].items():
+            if field != "metadata" or at.count("."):
+                yield from described(inner.get("items", inner), f"{at}.{field}")
+
+
+@pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.kind)
+def test_explain_has_a_word_for_every_field(api: Api, kind: Any) -> None:
+    schema = crd.crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for at in described(schema, kind.short):
+        code, out, err = api.kubectl("explain", at)
+        assert code == 0, err
+        assert "<no description>" not in out, at
+    if kind is crd.AGENT:
+        _, out, _ = api.kubectl("explain", "agents.roost.dev.spec.volume.sizeGb")
+        assert "Size in GB. It may grow while the agent runs, never shrink. Default: 1." in " ".join(out.split())
+
+
+# --- Samples. ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sample", sorted((ROOT / "manifests/samples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_samples_are_accepted(api: Api, sample: Path) -> None:
+    for document in yaml.safe_load_all(sample.read_text()):
+        namespace = document["metadata"].get("namespace", api.namespace)
+        arguments = ("apply", "--dry-run=server", f"--namespace={namespace}", "-f", "-")
+        code, _, err = api.kubectl(*arguments, stdin=document)
+        assert (code, err) == (0, ""), sample
