@@ -9,7 +9,8 @@ when Ready first became true and which app is whose. How each figure is defined:
   included. It is taken over Agents that nobody else wrote to and whose Fly calls met no injected fault in that time.
 - *Life* runs from creation until the finalizer is released (or a deletion without one is answered); over Agents whose
   whole life was create, ready, delete.
-- The creation and deletion of an Agent are their author's writes, also when the operator makes them for a Fleet.
+- What creates, changes or deletes an Agent's spec, or a Secret that it may use, is its author's write, also when the
+  operator makes it for a Fleet.
 - Fly calls count for the Agent whose machine or app they name; what names neither (org-wide lists) is apart.
 
 Exit codes: 0 nothing wrong, 1 something is left over, doubled or was destroyed out of order, 2 the logs can't be used.
@@ -47,6 +48,7 @@ class Life:
     created: float | None
     retain: bool = False
     finalizer: bool = False
+    uses_secrets: bool = False
     ready: Write | None = None
     deletion: float | None = None
     gone: float | None = None
@@ -222,6 +224,8 @@ def _lives(writes: Iterable[Write], operator: str) -> list[Life]:
     lives: list[Life] = []
     current: dict[Key, Life] = {}
     for write in writes:
+        if write.resource == "secrets" and write.ok:
+            _secret_changed(write, current)
         if not write.on(GROUP, "agents"):
             continue
         if write.verb == "deletecollection":
@@ -240,6 +244,13 @@ def _lives(writes: Iterable[Write], operator: str) -> list[Life]:
             if current[write.key].gone is not None:
                 del current[write.key]
     return lives
+
+
+def _secret_changed(write: Write, current: Mapping[Key, Life]) -> None:
+    """Somebody changed what these Agents live from."""
+    for key, life in current.items():
+        if life.uses_secrets and key[0] == write.namespace:
+            life.others.append(write)
 
 
 def _creates(write: Write) -> bool:
@@ -268,8 +279,8 @@ def _live(life: Life, write: Write, operator: str) -> None:
             life.others.append(write)
         return
     _remember_spec(life, write)
-    if write.user != operator:
-        life.others.append(write)
+    if write.user != operator or ("spec" in write.body and not write.subresource):
+        life.others.append(write)  # a Fleet's rollout is its author's change, though the operator makes it
         return
     life.ours.append(write)
     if life.ready is None and _says_ready(write):
@@ -290,8 +301,11 @@ def _deleted(life: Life, write: Write) -> None:
 
 
 def _remember_spec(life: Life, write: Write) -> None:
-    if policy := (write.body.get("spec") or {}).get("deletionPolicy"):
+    spec = write.body.get("spec") or {}
+    if policy := spec.get("deletionPolicy"):
         life.retain = policy == "Retain"
+    sources = [*(spec.get("env") or ()), *(spec.get("files") or ())]
+    life.uses_secrets |= any("valueFrom" in source or "contentFrom" in source for source in sources)
     if write.verb in {"create", "patch"} and FINALIZER in ((write.body.get("metadata") or {}).get("finalizers") or ()):
         life.finalizer = True
 

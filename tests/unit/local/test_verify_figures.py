@@ -206,6 +206,24 @@ def test_a_life_with_more_in_it_is_not_a_whole_life(story: Story) -> None:
     assert report.agents[0].k8s_writes_converge == 2
 
 
+def test_a_rollout_is_a_change_of_the_life_although_the_operator_makes_it(story: Story) -> None:
+    story.ready()
+    story.write(5, "patch", {"spec": {"machine": {"memoryMb": 2048}}})
+    story.delete(10)
+    assert story.report().agents[0].k8s_writes_life is None
+
+
+@pytest.mark.parametrize(("uses", "writes"), [(True, None), (False, 3)])
+def test_a_rotated_secret_is_a_change_of_the_life_of_those_who_use_it(
+    story: Story, uses: bool, writes: int | None
+) -> None:
+    source = {"valueFrom": {"name": "key", "key": "k"}} if uses else {"value": "plain"}
+    story.ready(spec={"env": [{"name": "KEY"} | source]})
+    story.write(5, "patch", name="key", resource="secrets", group="", user="admin")
+    story.delete(10)
+    assert story.report().agents[0].k8s_writes_life == writes
+
+
 def test_idle_is_counted_inside_its_window_only(story: Story) -> None:
     story.ready()
     for at in (4, 5, 6, 16):
