@@ -212,7 +212,7 @@ def _says_something(before: Record, new: Record) -> bool:
         or before.annotations != new.annotations
         or before.labels != new.labels
         or before.owner_uid != new.owner_uid
-        or (AGENT_FINALIZER in before.finalizers) != (AGENT_FINALIZER in new.finalizers)
+        or (AGENT_FINALIZER in before.finalizers and AGENT_FINALIZER not in new.finalizers)
         or ("orphan" in before.finalizers) != ("orphan" in new.finalizers)
     )
 

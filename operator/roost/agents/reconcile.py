@@ -88,6 +88,7 @@ class Agents:
         """One look at one Agent, with as many calls as it takes to come to a rest."""
         phase, say = Phase.PENDING, ""
         for _ in range(CALLS_PER_TURN):
+            news.heed()
             found = self._cache.get(key)
             if found is None:
                 return self._forget(key)

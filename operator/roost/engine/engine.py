@@ -43,6 +43,10 @@ class News:
         self._arrived, self._stopping = asyncio.Event(), stopping
         turn.on_news = self._arrived.set
 
+    def heed(self) -> None:
+        """What has arrived until now is looked at now: it cuts nothing short any more."""
+        self._arrived.clear()
+
     @property
     def last_call(self) -> bool:
         """The engine stops: end the turn, begin nothing that changes anything."""

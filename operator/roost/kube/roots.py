@@ -75,7 +75,7 @@ def _parse(secret: Body, namespace: str) -> Roots:
     # A restore by hand easily adds a newline: nothing would be recognised any more, and everything made anew.
     if not roots.owner_id.isalnum() or {len(roots.identity), len(roots.token), len(roots.fingerprint)} != {_ROOT_BYTES}:
         raise LostRoots(
-            f"Secret {namespace}/{SECRET_NAME} is damaged (a root is not of {_ROOT_BYTES} bytes, or ownerId is more than "
-            "letters and digits); restore it from your backup, it is never re-made."
+            f"Secret {namespace}/{SECRET_NAME} is damaged (a root is not of {_ROOT_BYTES} bytes, or ownerId has more "
+            "than letters and digits); restore it from your backup, it is never re-made."
         )
     return roots

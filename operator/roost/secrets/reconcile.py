@@ -5,6 +5,7 @@ that they stay under five reads a second. Values are forgotten as soon as they a
 """
 
 import hmac
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -57,23 +58,23 @@ class Secrets:
         source = spec.source.secret_ref.name
         values: dict[str, str] = {}
         problem, reason = "", None
-        create = f"kubectl -n {key.namespace} create secret generic {source}"
         try:
             core = await self._kube.get(core_secret(key.namespace, source))
             values, lacking = values_of(spec, core.get("data") or {})
             if lacking:
                 reason = Reason.SECRET_KEY_MISSING
-                pairs = " ".join(f"--from-literal={k}=VALUE" for k in lacking)
+                # A patch: applying a Secret of these keys alone could take away those that an apply before brought.
+                given = json.dumps({"stringData": dict.fromkeys(lacking, "VALUE")}, separators=(",", ":"))
                 problem = (
                     f'core Secret "{source}" in namespace "{key.namespace}" lacks {", ".join(lacking)}: '
-                    f"{create} {pairs} --dry-run=client -o yaml | kubectl apply -f -"
+                    f"kubectl -n {key.namespace} patch secret {source} -p '{given}'"
                 )
         except Gone:
             reason = Reason.SECRET_MISSING
             pairs = " ".join(f"--from-literal={k.in_source}=VALUE" for k in spec.keys if k.required)
             problem = (
                 f'core Secret "{source}" not found in namespace "{key.namespace}": '
-                f"{create} {pairs or '--from-literal=KEY=VALUE'}"
+                f"kubectl -n {key.namespace} create secret generic {source} {pairs or '--from-literal=KEY=VALUE'}"
             )
         except NotAText as error:
             reason = Reason.SECRET_KEY_MISSING
