@@ -70,7 +70,7 @@ def _from_kubeconfig(path: str | None) -> Cluster:
         config.load_kube_config(config_file=path, client_configuration=configuration)  # type: ignore[no-untyped-call]
     except config.ConfigException as error:
         raise NoCluster(f"no cluster: {error}; set KUBECONFIG, or run in a Pod with a service account") from error
-    authorization = configuration.get_api_key_with_prefix("authorization") or ""
+    authorization = configuration.get_api_key_with_prefix("BearerToken") or ""
     pair = configuration.cert_file, configuration.key_file
     cert = (pair[0], pair[1]) if pair[0] and pair[1] else None
     return Cluster(

@@ -6,7 +6,7 @@ Labels are closed lists (kind, phase, operation, code class): never a name, a ui
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -37,6 +37,7 @@ class Metrics:
     """All series of one operator process, in a registry of their own."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # they double the series and no dashboard reads them
         r = self.registry = CollectorRegistry()
         kind = ["controller"]
         self.reconcile_total = Counter(
