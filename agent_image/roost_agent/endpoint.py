@@ -1,0 +1,203 @@
+"""The supervisor's two calls to the operator, and what their answers mean. It never retries by itself.
+
+    CallFailed                 the call may be made again later
+    ├── Unreachable            no answer, or one that makes no sense: soon, backing off
+    ├── Busy                   429, 503: after the time it says
+    ├── NotAllowed             401, 403: slowly; the last good bundle stays in force
+    └── NotUnderstood          400, 413: slowly; one of both sides is of another version
+    Ended                      the machine's work is over; not a failure
+    └── Superseded             409: another machine is the agent's now
+
+Redirects are not followed: the token goes to the configured address and nowhere else.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from pydantic import ValidationError
+
+from roost_agent.backoff import CALLS, REFUSED, Random
+from roost_agent.contract.bundle import ConfigBundle
+from roost_agent.contract.heartbeat import Heartbeat, HeartbeatAnswer
+from roost_agent.contract.paths import MACHINE_ID_HEADER, TOKEN_HEADER, bundle_path, heartbeat_path
+from roost_agent.settings import Settings
+
+__all__ = [
+    "Busy",
+    "CallFailed",
+    "Ended",
+    "Endpoint",
+    "Fetched",
+    "NotAllowed",
+    "NotUnderstood",
+    "Superseded",
+    "Unreachable",
+    "pause",
+    "raise_for",
+    "understood",
+]
+
+_CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 15.0
+"""Beyond what the answer may be held open."""
+_LONGEST_RETRY_AFTER = 300.0
+
+
+class CallFailed(Exception):
+    """A call that did not succeed. Its text is for people and holds no secret."""
+
+
+class Unreachable(CallFailed):
+    pass
+
+
+class Busy(CallFailed):
+    def __init__(self, text: str, retry_after: float) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class NotAllowed(CallFailed):
+    pass
+
+
+class NotUnderstood(CallFailed):
+    pass
+
+
+class Ended(Exception):
+    """The supervisor is to stop the runtime and exit 0; the text says why."""
+
+
+class Superseded(Ended):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A bundle as it came and as it reads; `bundle` is None when the agent is revoked."""
+
+    raw: bytes = field(repr=False)
+    bundle: ConfigBundle | None
+
+
+def pause(error: CallFailed, attempt: int, random: Random) -> float:
+    """Seconds until the same call may be made again, after so many failures in a row."""
+    if isinstance(error, Busy):
+        return error.retry_after
+    policy = REFUSED if isinstance(error, NotAllowed | NotUnderstood) else CALLS
+    return policy.jittered(attempt, random)
+
+
+class Endpoint:
+    """The operator's endpoint as this machine calls it. An async context manager that owns the connections."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._bundle_url = settings.endpoint + bundle_path(settings.did)
+        self._heartbeat_url = settings.endpoint + heartbeat_path(settings.did)
+        self._headers = {TOKEN_HEADER: settings.token, MACHINE_ID_HEADER: settings.machine_id}
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=settings.tls or True), cookie_jar=aiohttp.DummyCookieJar()
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def bundle(self, applied: str | None = None) -> Fetched | None:
+        """The agent's bundle; None when it is still the one with the revision `applied`.
+
+        Raises:
+            CallFailed, Superseded
+        """
+        conditional = {"If-None-Match": f'"{applied}"'} if applied else {}
+        status, body = await self._call("GET", self._bundle_url, headers=conditional)
+        return None if status == 304 else understood(body)
+
+    async def beat(self, heartbeat: Heartbeat, wait: int) -> HeartbeatAnswer:
+        """Posts a heartbeat; the answer may be held open for `wait` seconds.
+
+        Raises:
+            CallFailed, Superseded
+        """
+        body = heartbeat.write()
+        headers = {"Content-Type": "application/json"}
+        url = f"{self._heartbeat_url}?wait={wait}" if wait else self._heartbeat_url
+        _, answer = await self._call("POST", url, headers=headers, body=body, seconds=wait + _ANSWER_SECONDS)
+        try:
+            return HeartbeatAnswer.read(answer)
+        except ValidationError as error:
+            raise Unreachable(f"the answer to the heartbeat makes no sense ({_fields(error)})") from None
+
+    async def _call(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        seconds: float = _ANSWER_SECONDS,
+    ) -> tuple[int, bytes]:
+        timeout = aiohttp.ClientTimeout(total=seconds, connect=_CONNECT_SECONDS)
+        try:
+            async with self._session.request(
+                method, url, data=body, headers={**self._headers, **headers}, timeout=timeout, allow_redirects=False
+            ) as answer:
+                raise_for(answer.status, answer.headers.get("Retry-After"))
+                return answer.status, await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(f"no answer ({type(error).__name__})") from None
+
+
+def raise_for(status: int, retry_after: str | None) -> None:
+    """Raises what a status means, nothing for the good ones."""
+    match status:
+        case 200 | 304:
+            return
+        case 409:
+            raise Superseded("superseded by another machine")
+        case 401 | 403:
+            raise NotAllowed(f"refused with {status}")
+        case 400 | 413:
+            raise NotUnderstood(f"not understood ({status})")
+        case 429 | 503:
+            raise Busy(f"busy ({status})", _seconds(retry_after))
+        case _:
+            raise Unreachable(f"unexpected answer {status}")
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Retry-After in seconds, from 1 to 300; 5 when it is missing or a date."""
+    return min(max(float(retry_after), 1.0), _LONGEST_RETRY_AFTER) if retry_after and retry_after.isdecimal() else 5.0
+
+
+def understood(raw: bytes) -> Fetched:
+    """Reads a bundle. The kill switch comes first: it holds even in one that is otherwise not understood.
+
+    Raises:
+        Unreachable: it makes no sense; the text names fields, never values.
+    """
+    try:
+        if json.loads(raw).get("revoked") is True:
+            return Fetched(raw, None)
+        return Fetched(raw, ConfigBundle.read(raw))
+    except ValidationError as error:
+        raise Unreachable(f"the bundle makes no sense ({_fields(error)})") from None
+    except (ValueError, AttributeError):
+        raise Unreachable("the bundle is no JSON object") from None
+
+
+def _fields(error: ValidationError) -> str:
+    """Which fields were refused, and why; never with what value."""
+    found = [
+        f"{'.'.join(map(str, e['loc']))}: {e['type']}" for e in error.errors(include_input=False, include_url=False)
+    ]
+    return "; ".join(found[:3])

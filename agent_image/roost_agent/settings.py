@@ -1,0 +1,164 @@
+"""The environment of the supervisor, read and checked once. A mistake is one sentence that names the remedy."""
+
+import ipaddress
+import os
+import re
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from roost_agent.contract.paths import DATA_DIRECTORY, PORTS
+
+__all__ = ["TOKEN_VARIABLE", "BadEnvironment", "Settings", "read"]
+
+TOKEN_VARIABLE = "AS_HEARTBEAT_TOKEN"  # noqa: S105 - a variable's name
+_DID = re.compile(r"did:key:z[1-9A-HJ-NP-Za-km-z]{1,128}")
+_TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
+_ID = re.compile(r"[A-Za-z0-9:._+-]{1,128}")
+_PRIVATE = ipaddress.ip_network("fdaa::/16")
+"""Addresses of Fly's private network (6PN), which is encrypted between hosts."""
+_PRIVATE_NAMES = (".localhost", ".internal", ".flycast")
+_PASSED_ON = ("PATH", "HOME", "LANG", "TZ")
+_EVERY_ADDRESS = "::"
+
+
+class BadEnvironment(Exception):
+    """A variable is missing or makes no sense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says. Durations in seconds; `bind_address` None means every address of the machine."""
+
+    did: str
+    endpoint: str
+    token: str = field(repr=False)
+    machine_id: str
+    machine_version: str | None
+    """Fly's id of the machine's configuration."""
+    data_dir: Path
+    bind_address: str | None
+    health_port: int
+    interval: float
+    grace: float
+    tls: ssl.SSLContext | None
+    """Set when a private authority is to be trusted instead of the public ones."""
+    base_env: Mapping[str, str] = field(repr=False)
+    """What the runtime gets of the supervisor's own environment: never the token."""
+
+
+def read(environ: Mapping[str, str]) -> Settings:
+    """The settings that this environment describes; DATA_DIR is made when it is not there.
+
+    Raises:
+        BadEnvironment: with the sentence that says which variable, and what to do.
+    """
+    data_dir = _data_dir(environ.get("DATA_DIR") or DATA_DIRECTORY)
+    bind = _bind_address(environ.get("ROOST_BIND_ADDRESS"))
+    base = {k: v for k, v in environ.items() if k in _PASSED_ON or k.startswith("FLY_")}
+    base |= {"DATA_DIR": str(data_dir), "ROOST_BIND_ADDRESS": bind or _EVERY_ADDRESS}
+    return Settings(
+        did=_matching(environ, "AGENT_DID", _DID, "the agent's did:key (did:key:z…), which the operator sets"),
+        endpoint=_endpoint(_required(environ, "AGENTSHIELD_API_URL", "the public URL of the operator's endpoint")),
+        token=_matching(environ, TOKEN_VARIABLE, _TOKEN, "the agent's heartbeat token, an app secret of Fly"),
+        machine_id=_fly_id(environ, "FLY_MACHINE_ID") or socket.gethostname(),
+        machine_version=_fly_id(environ, "FLY_MACHINE_VERSION"),
+        data_dir=data_dir,
+        bind_address=bind,
+        health_port=int(_number(environ, "HEALTH_PORT", PORTS["health"], least=1, most=65535)),
+        interval=_number(environ, "HEARTBEAT_INTERVAL_MS", 30_000, least=1000, most=3_600_000) / 1000,
+        grace=_number(environ, "ROOST_STOP_GRACE_SECONDS", 10, least=0, most=3600),
+        tls=_tls(environ.get("ROOST_CA_FILE")),
+        base_env={"PATH": os.defpath} | base,
+    )
+
+
+def _required(environ: Mapping[str, str], name: str, what: str) -> str:
+    if not (value := environ.get(name, "").strip()):
+        raise BadEnvironment(f"{name} is not set: set it to {what}.")
+    return value
+
+
+def _matching(environ: Mapping[str, str], name: str, pattern: re.Pattern[str], what: str) -> str:
+    value = _required(environ, name, what)
+    if not pattern.fullmatch(value):
+        raise BadEnvironment(f"{name} does not look right: set it to {what}.")
+    return value
+
+
+def _number(environ: Mapping[str, str], name: str, default: int, *, least: int, most: int) -> float:
+    text = environ.get(name) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise BadEnvironment(f"{name} is {text!r}: set it to a number from {least} to {most}, or leave it out.")
+    return value
+
+
+def _endpoint(url: str) -> str:
+    """The URL without a trailing slash; plain HTTP only where nobody else can listen."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https") or not host or parts.username is not None:
+        raise BadEnvironment("AGENTSHIELD_API_URL is no URL: set it to https://<host>[:port], without credentials.")
+    if parts.scheme == "http" and not _private(host):
+        raise BadEnvironment(
+            f"AGENTSHIELD_API_URL would send the token to {host} unencrypted: use https://, or an address of the "
+            "private network."
+        )
+    return url.rstrip("/")
+
+
+def _private(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return f".{host}".endswith(_PRIVATE_NAMES)
+    return address.is_loopback or address in _PRIVATE
+
+
+def _bind_address(text: str | None) -> str | None:
+    """One address of the machine; None for all of them."""
+    try:
+        address = ipaddress.ip_address(text) if text else None
+    except ValueError:
+        raise BadEnvironment(f"ROOST_BIND_ADDRESS is {text!r}: set it to an IP address, or leave it out.") from None
+    return None if address is None or address.is_unspecified else str(address)
+
+
+def _fly_id(environ: Mapping[str, str], name: str) -> str | None:
+    if not (value := environ.get(name)):
+        return None
+    if not _ID.fullmatch(value):
+        raise BadEnvironment(f"{name} does not look right: leave it as Fly sets it.")
+    return value
+
+
+def _data_dir(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute():
+        raise BadEnvironment(f"DATA_DIR is {text!r}: set it to an absolute path.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadEnvironment(
+            f"DATA_DIR {text} is no directory and can't be made ({error.strerror}): mount a volume there."
+        ) from error
+    return path
+
+
+def _tls(ca_file: str | None) -> ssl.SSLContext | None:
+    if not ca_file:
+        return None
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise BadEnvironment(
+            f"ROOST_CA_FILE {ca_file} can't be used ({error.strerror or type(error).__name__}): "
+            "set it to a readable file of PEM certificates."
+        ) from error
