@@ -219,7 +219,7 @@ def _says_something(before: Record, new: Record) -> bool:
 
 async def _serve(app: web.Application, listen: str) -> web.AppRunner:
     host, _, port = listen.rpartition(":")
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=2.0)
     await runner.setup()
     await web.TCPSite(runner, host.strip("[]") or None, int(port), reuse_address=True).start()
     return runner
