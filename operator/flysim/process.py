@@ -76,7 +76,7 @@ class StateDirectory:
         lock = self.root / "flysim.lock"
         if self.root.is_dir() and any(self.root.iterdir()) and not lock.exists():
             raise FileExistsError(f"{self.root} is not empty and no state directory of flysim; name another one")
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = lock.open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """When the key is looked at next: after so many seconds, after its growing back-off (whichever is sooner), or never.
+    """When the key is looked at next: in so many seconds, after its growing back-off (what is sooner), or never.
 
     Never means that neither is set.
     """
