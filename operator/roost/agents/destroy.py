@@ -161,7 +161,7 @@ def _last_look(view: AgentView) -> Step | None:
     if _going(view):
         return None
     since = max(world.touched_at, view.now - LAST_LOOK_SECONDS)
-    if world.machines_listed_at is None or world.machines_listed_at < since:
+    if not world.machine_looks or world.machine_looks[-1] < since:
         return Act(ListMachines(), LEAVING, "listing the app's machines once more")
     if world.volumes_listed_at is None or world.volumes_listed_at < since:
         return Act(ListVolumes(), LEAVING, "listing the app's volumes once more")

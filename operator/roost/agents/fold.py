@@ -197,7 +197,6 @@ def failed(world: World, action: Action, error: errors.FlyError, now: float) -> 
         return replace(known, failure=None)
     before = world.failure
     count = before.count + 1 if before is not None and before.op == error.op else 1
-    since = before.since if before is not None and count > 1 else now
     not_yet = _young(world, action, error, now)
     stuck = isinstance(error, (errors.Invalid, errors.Unauthorized)) and not not_yet
     stuck = stuck or (isinstance(error, errors.Capacity) and error.scope == "quota")
@@ -207,7 +206,6 @@ def failed(world: World, action: Action, error: errors.FlyError, now: float) -> 
         message=_sentence(error),
         status=error.status,
         count=count,
-        since=since,
         stuck=stuck,
         retry_after=error.retry_after if isinstance(error, errors.RateLimited) else None,
     )
@@ -372,7 +370,7 @@ def _suspect(world: World, machine_id: str) -> World:
 
 def _volume_gone(world: World, volume_id: str, now: float) -> World:
     known = _volume(world, volume_id) or VolumeSight(volume_id, "", "destroyed", "", 0, None, "", now)
-    return _put_volume(world, replace(known, state="destroyed", deleted=True))
+    return _put_volume(world, replace(known, state="destroyed", deleted=True, seen_at=now))
 
 
 def _machines_listed(world: World, seen: Iterable[MachineSight], now: float) -> World:
@@ -382,7 +380,7 @@ def _machines_listed(world: World, seen: Iterable[MachineSight], now: float) -> 
     kept = [m if m.gone else replace(m, suspect=True) for m in world.machines or () if m.id not in sights]
     looks = (*world.machine_looks[-1:], now)
     machines = (*kept, *sights.values())
-    return replace(world, app_present=True, machines=machines, machines_listed_at=now, machine_looks=looks)
+    return replace(world, app_present=True, machines=machines, machine_looks=looks)
 
 
 def _volumes_listed(world: World, seen: Iterable[VolumeSight], volume_name: str, now: float) -> World:

@@ -20,6 +20,7 @@ from roost.agents.view import (
     CreateApp,
     CreateMachine,
     CreateVolume,
+    Declared,
     ExtendVolume,
     GetApp,
     GetMachine,
@@ -72,7 +73,7 @@ def after_failure(view: AgentView) -> Wait | Stuck:
     phase = Phase.TERMINATING if view.declared.deleting else Phase.UPDATING if up else Phase.PROVISIONING
     if failure.stuck:
         return Stuck(phase if up or view.declared.deleting else Phase.FAILED, failure.reason, failure.message)
-    return Wait(phase, failure.reason, failure.message, failure.retry_after)
+    return Wait(phase, failure.reason, failure.message, failure.retry_after or None)
 
 
 # --- The phases, in order. Each answers the next step, or None when there is nothing left to do in it. ----------
@@ -339,10 +340,15 @@ def _stray(view: AgentView) -> MachineSight | None:
     return next(ours, None)
 
 
-def machine_of_world(world: World) -> str | None:
-    """The id of the one machine that was seen and is not gone; None when there is none or more than one."""
-    alive = [m.id for m in world.machines or () if not m.gone]
-    return alive[0] if len(alive) == 1 else None
+def machine_of_world(world: World, of: Declared) -> str | None:
+    """The id of the Agent's one machine that was seen and is not gone; None when there is none or more than one.
+
+    In a shared app the world holds others' machines too.
+    """
+    alive, name = [m for m in world.machines or () if not m.gone], (of.namespace, of.name)
+    if of.spec.fly.app_strategy == "Shared":
+        alive = [m for m in alive if (m.metadata.get("roost_namespace"), m.metadata.get("roost_name")) == name]
+    return alive[0].id if len(alive) == 1 else None
 
 
 def beat_of(view: AgentView, machine: MachineSight) -> Beat | None:

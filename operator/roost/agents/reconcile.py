@@ -192,7 +192,10 @@ class Agents:
         return memory.revision
 
     def _doubt(self, key: Key, change: Callable[..., object], found: Record) -> None:
-        memory = self._memories.of(found, self._clock())
+        try:
+            memory = self._memories.of(found, self._clock())
+        except BadResource:
+            return  # one that can't be read must not keep the news from all others
         world = change(memory.world)
         if world is not memory.world:
             memory.world = world  # type: ignore[assignment]
@@ -313,10 +316,16 @@ class Agents:
     async def _unreadable(self, found: Record, why: str) -> Again:
         """A spec that this version can't read, as after a step back from a newer one: said, and left as it is."""
         say = f"this version of the operator can't read the spec: {why}; run the version that wrote it"
-        verdicts = {"Ready": ("False", Reason.SPEC_INVALID, say), "Stalled": ("True", Reason.SPEC_INVALID, say)}
+        verdicts = {
+            "Ready": ("False", Reason.SPEC_INVALID, say),
+            "Reconciling": ("False", Reason.SPEC_INVALID, ""),
+            "Stalled": ("True", Reason.SPEC_INVALID, say),
+        }
         kept = [c for c in found.status.get("conditions", ()) if c["type"] not in verdicts]
         new = [new_condition(found.status, k, v, found.generation, wall()) for k, v in verdicts.items()]
-        status = dict(found.status) | {"observedGeneration": found.generation, "conditions": [*new, *kept]}
+        phase = found.status.get("phase", Phase.FAILED.value)
+        said = {"phase": phase, "observedGeneration": found.generation, "conditions": [*new, *kept]}
+        status = dict(found.status) | said
         if status != found.status and await self._objects.write_status(found, status):
             self._announce(found, status)
         return Again(after=SLOW_SECONDS)

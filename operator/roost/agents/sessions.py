@@ -73,7 +73,7 @@ class Sessions:
         memory, found = self._memories.get(session.key), self._cache.get(session.key)
         if memory is None or found is None:
             return False
-        current = machine_of_world(memory.world)
+        current = machine_of_world(memory.world, memory.declared)
         if current is not None:
             return current != machine_id
         known = (found.status.get("machine") or {}).get("id")

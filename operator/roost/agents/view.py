@@ -106,7 +106,6 @@ class Failure:
     message: str
     status: int
     count: int
-    since: float
     stuck: bool
     """Time alone does not heal it: a person must change something (then it heals by itself)."""
     retry_after: float | None = None
@@ -126,7 +125,6 @@ class World:
     """When it was made, seen or not found, by our own call."""
     app_delete_accepted: bool = False
     machines: tuple[MachineSight, ...] | None = None
-    machines_listed_at: float | None = None
     machine_looks: tuple[float, ...] = ()
     """When the app's machines were listed in full, the last two times."""
     volumes: tuple[VolumeSight, ...] | None = None

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from roost.engine.queue import Lane, Turn, WorkQueue
-from roost.kube.client import KubeError
+from roost.kube.client import Conflict, KubeError
 from roost.kube.records import Key
 from roost.telemetry.metrics import Metrics
 
@@ -147,6 +147,12 @@ class Engine:
         try:
             again = await self._reconciles[key.kind](key, News(turn, self._stopping))
             result = self._arm(key, again)
+        except Conflict:
+            # Somebody else changed the object: news, not an error. Looked at once more now, then with growing pauses.
+            result = "requeue_after"
+            self.queue.failed(key)
+            if self.queue.failures(key) == 1:
+                self.queue.add(key, Lane.USER)
         except KubeError as error:
             delay = self.queue.failed(key)
             self._metrics.reconcile_errors.labels(key.kind).inc()

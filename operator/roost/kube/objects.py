@@ -53,12 +53,26 @@ class Objects:
             self._cache.drop(key, uid)
 
     async def write_status(self, found: Record, status: Mapping[str, Any]) -> bool:
-        """One merge patch of what differs; False when the object is gone."""
+        """One merge patch of what differs; False when the object is gone.
+
+        Guarded by the version that was seen: the answer of an unguarded patch could bring a deletion or a new spec into
+        the cache before the watch tells of it, which then would be no news, and nobody would look.
+
+        Raises:
+            Conflict: somebody else changed the object meanwhile; it was read anew and is to be looked at again.
+        """
+        patch = {
+            "metadata": {"resourceVersion": str(found.version)},
+            "status": merge_patch(found.status, status),
+        }
         try:
-            body = await self._kube.merge(f"{_path(found.key)}/status", {"status": merge_patch(found.status, status)})
+            body = await self._kube.merge(f"{_path(found.key)}/status", patch)
         except Gone:
             self._cache.drop(found.key, found.uid)
             return False
+        except Conflict:
+            await self.look_again(found.key, found.uid)
+            raise
         self._cache.put(record(body))
         self._metrics.status_writes.labels(found.key.kind).inc()
         return True

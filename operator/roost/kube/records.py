@@ -5,7 +5,7 @@ event loop's own thread touches the cache.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,8 +71,6 @@ class Cache:
     def __init__(self) -> None:
         self._records: dict[Key, Record] = {}
         self._by_owner: dict[str, set[Key]] = {}
-        self.synced: set[str] = set()
-        """Kinds whose first listing is complete."""
 
     def get(self, key: Key) -> Record | None:
         return self._records.get(key)
@@ -107,11 +105,6 @@ class Cache:
 
     def of_kind(self, kind: str) -> Iterator[Record]:
         return (r for k, r in list(self._records.items()) if k.kind == kind)
-
-    def missing_from(self, kind: str, seen: Iterable[Key]) -> list[Record]:
-        """Records of a kind that a complete listing did not contain."""
-        seen = set(seen)
-        return [r for r in self.of_kind(kind) if r.key not in seen]
 
     def _unown(self, old: Record) -> None:
         if old.owner_uid is not None and (keys := self._by_owner.get(old.owner_uid)) is not None:
