@@ -2,8 +2,8 @@
 
 Promises: when a machine has ended, nothing that it started is left, whatever session it went to, as a VM takes
 everything with it; every child is waited for, so there are no zombies; what a killed simulator left behind is found
-again by pid and start time, or by the machine id in its environment, and never by name. It touches no process that
-carries neither. There is no isolation beyond that: machines share the host's files, network and user.
+again by pid and start time, or by machine id and state directory in its environment, and never by name. It touches no
+process that carries neither. There is no isolation beyond that: machines share the host's files, network and user.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -26,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from flysim.runner import BootError, Exit, Launch
 
 _log = logging.getLogger(__name__)
-_MARK = "FLY_MACHINE_ID"
+_STATE = "FLY_SIM_STATE"
+"""In the environment of every machine: whose it is, since a seed gives two simulators the same machine ids."""
 _STARTED_TOLERANCE = 0.5
 _KILL_SECONDS = 5.0
 _ROUNDS = 5
@@ -47,6 +49,19 @@ class Catalogue(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: dict[str, Image]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What tells a machine's processes from all others, in whatever session they are."""
+
+    machine: str
+    state: Path
+
+    def on(self, process: psutil.Process) -> bool:
+        """Whether a process carries it. Raises psutil.Error for one that can't be looked at."""
+        environment = process.environ()
+        return environment.get(_STATE) == str(self.state) and environment.get("FLY_MACHINE_ID") == self.machine
 
 
 class StateDirectory:
@@ -102,7 +117,7 @@ class ProcessRunner:
         await asyncio.to_thread(shutil.rmtree, disk, ignore_errors=True)
         volume = self.volume_path(launch.volume) if launch.volume is not None else disk
         names = {"volume": str(volume), "address": launch.address, "machine": launch.machine}
-        environment = {"PATH": os.environ.get("PATH", os.defpath), **launch.environment}
+        environment = {"PATH": os.environ.get("PATH", os.defpath), **launch.environment, _STATE: str(self._state.root)}
         environment |= {key: _fill(value, names) for key, value in image.env.items()}
         argv = [*(launch.command if launch.command is not None else image.command), *launch.arguments]
         try:
@@ -116,7 +131,7 @@ class ProcessRunner:
             process.kill()
             process.wait()
             raise BootError(f"machine {launch.machine} can't be recorded: {error}") from error
-        return ProcessInstance(launch.machine, process)
+        return ProcessInstance(process, Mark(launch.machine, self._state.root))
 
     def _spawn(
         self, argv: list[str], environment: dict[str, str], folder: Path, machine: str
@@ -151,9 +166,9 @@ class ProcessInstance:
     The process is reaped here and nowhere else, so its pid can't be somebody else's as long as it is signalled.
     """
 
-    def __init__(self, machine: str, process: "subprocess.Popen[bytes]") -> None:
-        self._machine = machine
+    def __init__(self, process: "subprocess.Popen[bytes]", mark: "Mark") -> None:
         self._process = process
+        self._mark = mark
         self._family: list[psutil.Process] = []
         self._watch: asyncio.Task[None] | None = None
 
@@ -172,12 +187,12 @@ class ProcessInstance:
         self.signal(signal.SIGKILL)
 
     def on_exit(self, exited: Callable[[Exit], None]) -> None:
-        self._watch = asyncio.create_task(self._wait(exited), name=f"process of {self._machine}")
+        self._watch = asyncio.create_task(self._wait(exited), name=f"process of {self._mark.machine}")
 
     async def _wait(self, exited: Callable[[Exit], None]) -> None:
         await _ended(self.pid)
         code = self._process.wait()
-        await asyncio.to_thread(_end_family, self.pid, self._machine, self._family)
+        await asyncio.to_thread(_end_family, self.pid, self._mark, self._family)
         exited(Exit(code=code) if code >= 0 else Exit(signal=-code))
 
 
@@ -206,7 +221,7 @@ def end_leftovers(root: Path) -> None:
     """Kills what machines of an earlier simulator with this state directory left running; blocks until it is gone."""
     for folder in sorted((root / "machines").glob("*")):
         session = _recorded(folder / "process.json")
-        _end_family(session, folder.name, [])
+        _end_family(session, Mark(folder.name, root.absolute()), [])
 
 
 def _fill(template: str, names: dict[str, str]) -> str:
@@ -242,11 +257,11 @@ def _recorded(path: Path) -> int | None:
     return pid if abs(now_there - started) <= _STARTED_TOLERANCE else None
 
 
-def _end_family(session: int | None, machine: str, known: Iterable[psutil.Process]) -> None:
+def _end_family(session: int | None, mark: Mark, known: Iterable[psutil.Process]) -> None:
     """Kills everything of a machine, round by round until nothing is left: a fork may have slipped through a round."""
     family = [process for process in known if _lives(process)]
     for _ in range(_ROUNDS):
-        if not (family := family + _members(session, machine)):
+        if not (family := family + _members(session, mark)):
             return
         for process in family:
             try:
@@ -256,20 +271,20 @@ def _end_family(session: int | None, machine: str, known: Iterable[psutil.Proces
         for process in family:
             _wait_ended(process, _KILL_SECONDS)
         family = [process for process in family if _lives(process)]
-    _log.error("machine %s left processes that SIGKILL does not end: %s", machine, [p.pid for p in family])
+    _log.error("machine %s left processes that SIGKILL does not end: %s", mark.machine, [p.pid for p in family])
 
 
-def _members(session: int | None, machine: str) -> list[psutil.Process]:
-    """Live processes of this session, or with this machine's id in their environment, other than ourselves."""
-    return [process for pid in psutil.pids() if (process := _member(pid, session, machine)) is not None]
+def _members(session: int | None, mark: Mark) -> list[psutil.Process]:
+    """Live processes of this session, or with this mark in their environment, other than ourselves."""
+    return [process for pid in psutil.pids() if (process := _member(pid, session, mark)) is not None]
 
 
-def _member(pid: int, session: int | None, machine: str) -> psutil.Process | None:
+def _member(pid: int, session: int | None, mark: Mark) -> psutil.Process | None:
     if pid == os.getpid():
         return None
     try:
         process = psutil.Process(pid)
-        ours = (session is not None and os.getsid(pid) == session) or process.environ().get(_MARK) == machine
+        ours = (session is not None and os.getsid(pid) == session) or mark.on(process)
     except (psutil.Error, OSError):
         return None
     return process if ours and _lives(process) else None
