@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 
 import structlog
 from aiohttp import web
@@ -17,6 +18,7 @@ from roost.agents.memory import Installation, Memories
 from roost.agents.orgs import FlyToken, Orgs
 from roost.agents.reconcile import Agents
 from roost.agents.sessions import Sessions
+from roost.api.block import BadResource
 from roost.endpoint.server import Endpoint
 from roost.engine.engine import Engine
 from roost.engine.queue import Lane
@@ -101,10 +103,9 @@ class Operator:
                     self._told(None, record(body))
             sessions = Sessions(kube, cache, memories, installation, engine, self._loop.time)
             for found in cache.of_kind("Agent"):
-                memories.of(found, self._loop.time())  # so that the first heartbeats find their agent
-            endpoint = Endpoint(
-                sessions, metrics, lambda: self._ready, self._closing, settings.endpoint.max_body_bytes
-            ).application()
+                with suppress(BadResource):  # its reconcile says so in its status
+                    memories.of(found, self._loop.time())  # so that the first heartbeats find their agent
+            endpoint = Endpoint(sessions, metrics, lambda: self._ready, self._closing).application()
             site = await _serve(endpoint, settings.endpoint.listen)
             intake = Intake(self._cluster, self._told)
             intake.start()

@@ -10,7 +10,7 @@ from roost_agent.contract import Command, Heartbeat
 
 def commands(declared: Declared, revision: str | None, beat: Heartbeat) -> list[Command]:
     """The commands that are due; `revision` is the desired bundle's, None while its secrets can't be resolved."""
-    if beat.status in ("stopping", "stopped") or (declared.spec.paused and not declared.deleting):
+    if beat.status in ("stopping", "stopped") or declared.paused:
         return []
     for cause, due in (
         ("deleted", declared.deleting),

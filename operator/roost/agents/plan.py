@@ -57,7 +57,7 @@ def step(view: AgentView) -> Step:
     """
     if view.declared.deleting:
         return destroy.step(view)
-    if view.declared.spec.paused:
+    if view.declared.paused:
         return Settled(Phase.PENDING, Reason.PAUSED, SLOW_SECONDS)
     for phase in (_finalizer, _place, _secrets, _nothing_wanted, _app, _volume, _machine):
         if (move := phase(view)) is not None:

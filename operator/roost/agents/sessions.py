@@ -21,7 +21,7 @@ from roost.engine.engine import Engine
 from roost.engine.queue import Lane
 from roost.kube.client import Gone, Kube, Refused, core_secret
 from roost.kube.records import Cache, Key
-from roost.secrets.state import NotAText, fingerprint, values_of
+from roost.secrets.state import NotAText, Ref, fingerprint, values_of
 from roost_agent.contract import Command, ConfigBundle, Heartbeat
 
 log = structlog.get_logger(__name__)
@@ -119,9 +119,9 @@ class Sessions:
         memory = self._memories.get(session.key)
         if memory is None:
             raise NotNow("it is not known yet")
-        declared, did, root = memory.declared, memory.names.did, self._here.roots.fingerprint
-        refs = () if declared.revoked else tuple(bundle.refs_of(declared))
-        values = await self._values(session.key.namespace, {r.name for r in refs})
+        did, root = memory.names.did, self._here.roots.fingerprint
+        values = await self._values(session.key.namespace, {r.name for r in _refs(memory)})
+        declared, refs = memory.declared, _refs(memory)  # as it is now: it may have been revoked meanwhile
         missing = [r for r in refs if r.key not in values.get(r.name, {})]
         if missing:
             raise NotNow(f"secret {missing[0].name} lacks key {missing[0].key}")
@@ -159,3 +159,8 @@ class Sessions:
         )
         expected = heartbeat_token(roots.token, roots.owner_id, namespace, name, incarnation, epoch)
         return hmac.compare_digest(expected.encode(), token.encode())
+
+
+def _refs(memory: Memory) -> tuple[Ref, ...]:
+    """What the bundle needs of Secrets; nothing when the agent is revoked."""
+    return () if memory.declared.revoked else tuple(bundle.refs_of(memory.declared))

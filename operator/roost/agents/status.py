@@ -30,7 +30,7 @@ def render(view: AgentView, rest: Step, previous: Mapping[str, Any], wall: str) 
     d = view.declared
     if rest_reason(rest) is Reason.UNHEARD and previous.get("observedGeneration") == d.generation:
         return dict(previous)
-    paused = d.spec.paused and not d.deleting
+    paused = d.paused
     machine = _machine(machine_of(view)) or _machine_in_doubt(view, previous)
     volume = _volume(volume_of(view)) or _lost_volume(view, previous)
     destroy = _destroy(view, previous, machine, wall) if d.deleting else None

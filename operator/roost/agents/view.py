@@ -39,6 +39,11 @@ class Declared:
         return self.spec.revoked or self.annotations.get("roost.dev/revoked", "false").lower() not in ("false", "")
 
     @property
+    def paused(self) -> bool:
+        """Nothing is to be changed; deletion and the kill switch are stronger."""
+        return self.spec.paused and not self.deleting and not self.revoked
+
+    @property
     def wants_running(self) -> bool:
         return self.spec.desired_state == "Running" and not self.revoked
 

@@ -336,7 +336,7 @@ class AgentSpec(Block):
         description="The kill switch: the machine is stopped and its configuration has no secrets and no files. The "
         "annotation roost.dev/revoked does the same.",
     )
-    paused: bool = Field(False, description="Leave everything as it is; deletion still works.")
+    paused: bool = Field(False, description="Leave everything as it is; deletion and the kill switch still work.")
     deletion_policy: Literal["Delete", "Retain"] = Field(
         "Delete",
         description="What deletion does: Delete takes machine, volume and app away; Retain takes only the machine, and "

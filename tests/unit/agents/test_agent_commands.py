@@ -81,11 +81,13 @@ def test_an_agent_that_is_stopping_is_told_nothing_more() -> None:
     assert told(wanted(revoked=True), beat(status="stopping")) == []
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"revoked": True}, {"desired_state": "Stopped"}, {"restarted_at": "now"}], ids=str
-)
+@pytest.mark.parametrize("fields", [{}, {"desired_state": "Stopped"}, {"restarted_at": "now"}], ids=str)
 def test_while_paused_nothing_is_told(fields: dict[str, Any]) -> None:
     assert told(wanted(paused=True, **fields), beat(bundleRevision="old")) == []
+
+
+def test_the_kill_switch_is_stronger_than_a_pause() -> None:
+    assert told(wanted(paused=True, revoked=True), beat()) == [("stop", "stop:revoked")]
 
 
 def test_paused_and_deleted_it_is_told_to_stop() -> None:

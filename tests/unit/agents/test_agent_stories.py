@@ -406,13 +406,22 @@ def test_the_kill_switch_finds_a_machine_whose_volume_and_status_are_lost() -> N
 
 def test_paused_nothing_is_touched_and_the_generation_goes_on() -> None:
     story = settled()
-    story.life = edit(story.life, paused=True, machine={"memory_mb": 2048}, revoked=True)
+    story.life = edit(story.life, paused=True, machine={"memory_mb": 2048}, desired_state="Stopped")
     done = story.run()
     assert isinstance(done, Settled)
     assert done.reason is Reason.PAUSED
     assert story.calls == []
     assert story.life.status["observedGeneration"] == 2
     assert story.life.status["phase"] == "Running"
+
+
+def test_the_kill_switch_stops_the_machine_of_a_paused_agent() -> None:
+    story = settled()
+    story.life = edit(story.life, paused=True, revoked=True)
+    done = story.run()
+    assert isinstance(done, Settled)
+    assert done.reason is Reason.REVOKED
+    assert [m.state for m in story.life.cloud.machines] == ["stopped"]
 
 
 def test_paused_across_a_restart_it_forgets_nothing() -> None:
