@@ -33,7 +33,6 @@ class Endpoint(_Block):
         pattern=r"^https?://[^\s/]+$",
         description="the address that machines use; put into AGENTSHIELD_API_URL",
     )
-    max_body_bytes: int = Field(65_536, ge=1024)
 
 
 class Metrics(_Block):

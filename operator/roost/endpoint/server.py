@@ -22,6 +22,7 @@ from roost_agent.contract import (
     BUNDLE_ROUTES,
     HEARTBEAT_ROUTES,
     MACHINE_ID_HEADER,
+    MAX_HEARTBEAT_BYTES,
     MAX_WAIT_SECONDS,
     TOKEN_HEADER,
     Command,
@@ -48,15 +49,12 @@ class Problem(Exception):
 class Endpoint:
     """The web application; `ready` says whether the cache is in sync."""
 
-    def __init__(
-        self, sessions: Sessions, metrics: Metrics, ready: Callable[[], bool], closing: asyncio.Event, max_body: int
-    ) -> None:
+    def __init__(self, sessions: Sessions, metrics: Metrics, ready: Callable[[], bool], closing: asyncio.Event) -> None:
         self._sessions, self._metrics, self._ready, self._closing = sessions, metrics, ready, closing
-        self._max_body = max_body
 
     def application(self) -> web.Application:
         """Routes of the contract, canonical and alias."""
-        app = web.Application(middlewares=[self._no_call], client_max_size=self._max_body)
+        app = web.Application(middlewares=[self._no_call], client_max_size=MAX_HEARTBEAT_BYTES)
         for path in BUNDLE_ROUTES:
             app.router.add_get(path, _counted(self._bundle, self._metrics.bundles))
         for path in HEARTBEAT_ROUTES:
@@ -154,12 +152,12 @@ class Endpoint:
             raise Problem(409, "superseded", "another machine is this agent's current one")
 
     async def _body(self, request: web.Request) -> bytes:
-        if (request.content_length or 0) > self._max_body:
-            raise Problem(413, "too_large", f"a body may have {self._max_body} bytes")
+        if (request.content_length or 0) > MAX_HEARTBEAT_BYTES:
+            raise Problem(413, "too_large", f"a body may have {MAX_HEARTBEAT_BYTES} bytes")
         try:
             return await request.read()
         except web.HTTPRequestEntityTooLarge as error:
-            raise Problem(413, "too_large", f"a body may have {self._max_body} bytes") from error
+            raise Problem(413, "too_large", f"a body may have {MAX_HEARTBEAT_BYTES} bytes") from error
         except (ConnectionError, web.RequestPayloadError) as error:
             raise Problem(400, "bad_request", "the body can't be read to its end") from error
 

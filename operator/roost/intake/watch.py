@@ -89,7 +89,6 @@ class Intake:
         self._stop_flag: asyncio.Event | None = None
         self._kopf_loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
-        self.last_event_at: dict[str, float] = {}
 
     def start(self) -> None:
         self._thread.start()
@@ -160,7 +159,6 @@ class Intake:
         except (KeyError, ValueError, TypeError) as error:
             log.error("an event that is no object of ours", error=repr(error))
             return
-        self.last_event_at[new.key.kind] = time.time()
         self._loop.call_soon_threadsafe(self._on_event, event.get("type"), new)
 
 

@@ -30,10 +30,10 @@ from roost.kube.roots import Roots
 from roost.run import _serve
 from roost.secrets.state import SecretTable, fingerprint
 from roost.telemetry.metrics import Metrics
-from roost_agent.contract import MACHINE_ID_HEADER, TOKEN_HEADER, bundle_path, heartbeat_path
+from roost_agent.contract import MACHINE_ID_HEADER, MAX_HEARTBEAT_BYTES, TOKEN_HEADER, bundle_path, heartbeat_path
 
 NAMESPACE = "team-a"
-MAX_BODY = 16 * 1024
+MAX_BODY = MAX_HEARTBEAT_BYTES
 DEADLINE = 5.0
 ROOTS = Roots("0123456789abcdef", b"identity" * 4, b"token---" * 4, b"finger--" * 4)
 
@@ -83,7 +83,7 @@ class EndpointWorld:
         self.engine = Engine({}, metrics, random.Random(1))
         self.sessions = Sessions(kube, self.cache, self.memories, here, self.engine, self.clock)
         self.ready, self.closing = True, asyncio.Event()
-        self.endpoint = Endpoint(self.sessions, metrics, lambda: self.ready, self.closing, MAX_BODY)
+        self.endpoint = Endpoint(self.sessions, metrics, lambda: self.ready, self.closing)
         self.port = 0
         self.http: aiohttp.ClientSession
         self._versions = 1

@@ -52,7 +52,6 @@ def test_the_file_that_the_manifests_bring_is_good_and_says_what_the_defaults_ar
         ("defaults: {regions: iad}", "defaults.regions", "'iad'", "valid tuple"),
         ("endpoint: {listen: nowhere}", "endpoint.listen", "'nowhere'", "match pattern"),
         ("endpoint: {publicUrl: 'https://x/path'}", "endpoint.publicUrl", "'https://x/path'", "match pattern"),
-        ("endpoint: {maxBodyBytes: 10}", "endpoint.maxBodyBytes", "10", "greater than or equal to 1024"),
         ("logLevel: loud", "logLevel", "'loud'", "debug|info|warning|error"),
     ],
 )
