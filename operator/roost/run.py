@@ -182,15 +182,16 @@ class Operator:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             for kind in listing.KINDS:
-                before = [r.key for r in self._cache.of_kind(kind)]
+                before = {r.key: r.uid for r in self._cache.of_kind(kind)}
                 try:
                     there = await listing.keys(kube, kind)
                 except KubeError as error:
                     log.info("sweep put off", kind=kind, error=str(error))
                     continue
-                for key in before:
+                for key, uid in before.items():
                     found = self._cache.get(key)
-                    if key not in there and found is not None:
+                    # One that was made again under its name while the list was read is not in it, and is there.
+                    if key not in there and found is not None and found.uid == uid:
                         self._gone(found)
 
     async def _measure_lag(self) -> None:

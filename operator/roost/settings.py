@@ -4,16 +4,27 @@ Nothing here belongs to one Agent: what a user declares is in the resources, wha
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
-Listen = Annotated[str, Field(pattern=r"^[^\s]*:\d{1,5}$", description="host:port; an empty host means every address")]
-Seconds = Annotated[float, Field(gt=0)]
+
+def _port_in_range(listen: str) -> str:
+    if int(listen.rpartition(":")[2]) > 65535:
+        raise ValueError("the port must be at most 65535")
+    return listen
+
+
+Listen = Annotated[
+    str,
+    Field(pattern=r"^[^\s]*:\d{1,5}$", description="host:port; an empty host means every address"),
+    AfterValidator(_port_in_range),
+]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class BadSettings(Exception):
@@ -53,7 +64,7 @@ class Fly(_Block):
 
     base_url: str = Field("https://api.machines.dev", pattern=r"^https?://[^\s]+$")
     org: str = "personal"
-    credentials: dict[str, Credential] = {"default": Credential()}
+    credentials: Annotated[dict[str, Credential], Field(min_length=1)] = {"default": Credential()}
     refresh_seconds: Seconds = 15
     full_sweep_seconds: Seconds = 600
     absence_seconds: Seconds = Field(
@@ -65,7 +76,7 @@ class Defaults(_Block):
     """What an Agent gets when it leaves a field out; computed in memory, never written back to spec."""
 
     image: str = "roost/agent:0.1.0"
-    regions: tuple[str, ...] = ("iad",)
+    regions: Annotated[tuple[str, ...], Field(min_length=1)] = ("iad",)
 
 
 class Settings(_Block):
@@ -96,10 +107,27 @@ def load(path: Path | None) -> Settings:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise BadSettings(f"settings file {path}: {error.strerror}; give another with --config") from error
+    except UnicodeDecodeError as error:
+        raise BadSettings(f"settings file {path} is not UTF-8 text; save it as such") from error
     except yaml.YAMLError as error:
         raise BadSettings(f"settings file {path} is not YAML: {error}") from error
+    data = _without_nulls(data) or {}
+    if not isinstance(data, dict):
+        raise BadSettings(f"settings file {path} holds {data!r:.40}, not keys; docs/reference/settings.md lists them")
     try:
-        return Settings.model_validate(data or {})
+        return Settings.model_validate(data)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (value: {e.get('input')!r:.80})" for e in error.errors()]
-        raise BadSettings(f"settings file {path}: " + "; ".join(lines)) from error
+        said = "; ".join(_sentence(e["loc"], e["msg"], e["type"], e["input"]) for e in error.errors())
+        raise BadSettings(f"settings file {path}: {said}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """A key with nothing behind it, as when all below it is a comment, counts as left out."""
+    return {k: _without_nulls(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+def _sentence(where: tuple[int | str, ...], message: str, kind: str, value: object) -> str:
+    """The key, what it must be, and what stands there."""
+    if kind == "extra_forbidden":
+        message = "there is no such setting; correct the name, or take it out (docs/reference/settings.md has them all)"
+    return f"{'.'.join(map(str, where))}: {message} (value: {value!r:.80})"

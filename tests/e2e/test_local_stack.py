@@ -136,7 +136,7 @@ def test_a_child_that_dies_at_start_is_heard_and_everything_goes(directory: Path
     assets = tmp_path / "assets"
     assets.mkdir()
     real = binaries.find(say=print)
-    for path in (real.kube_apiserver, real.kube_controller_manager, real.kubectl):
+    for path in (real.kube_apiserver, real.kube_controller_manager):
         (assets / path.name).symlink_to(path)
     version = f'[ "$1" = --version ] && echo "etcd Version: {binaries.ETCD_VERSION}" && exit'
     (assets / "etcd").write_text(f"#!/bin/sh\n{version}\necho no memory; exit 7\n")

@@ -741,7 +741,6 @@ STATUSES: list[tuple[str, Body, Any, type]] = [
                 "machineIds": ["3d8d"],
                 "volumeIds": ["vol_1"],
                 "app": "a",
-                "attempts": 1,
                 "lastError": {"op": "delete_app", "status": 500, "message": "m", "at": "2026-11-21T10:00:00Z"},
             },
             "nextAction": "waiting for machine 3d8d to start",

@@ -150,6 +150,8 @@ class Sessions:
         """The epoch whose token works, and the one whose token still works (the same, when none does)."""
         epoch = memory.declared.spec.identity.token_epoch
         over = memory.epoch_proved == epoch or self._clock() - memory.epoch_changed_at > OVERLAP_SECONDS
+        # A machine that was given the new token has no use for the one before, whenever this process began.
+        over = over or any(m.metadata.get("roost_token_epoch") == str(epoch) for m in memory.world.machines or ())
         return (epoch, epoch) if over or epoch == 0 or memory.declared.revoked else (epoch, epoch - 1)
 
     def _matches(self, key: Key | None, memory: Memory | None, epoch: int, token: str) -> bool:

@@ -530,7 +530,6 @@ AGENT = Kind(
     annotations=(
         ("roost.dev/reconcile-at", "Any new value has it looked at now; the status echoes it."),
         ("roost.dev/revoked", "Any value but false is the kill switch, like spec.revoked; a Fleet never undoes it."),
-        ("roost.dev/forget", "Ids at Fly, with commas between, that a stuck deletion lets go of."),
     ),
 )
 

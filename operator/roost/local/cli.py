@@ -62,12 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _up(stack: Stack) -> int:
     began = time.monotonic()
-    # Without a handler SIGTERM would skip the clean-up of a start that is under way.
-    before = signal.signal(signal.SIGTERM, _terminated)
+    # Without handlers SIGTERM would skip the clean-up of a start that is under way, and a shell that starts us in the
+    # background has us ignore SIGINT.
+    handlers = {signal.SIGTERM: _terminated, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         started = stack.up()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     running = "started" if started else "runs already"
     print(f"The local stack {running}" + (f" in {time.monotonic() - began:.1f} s." if started else "."))
     print()

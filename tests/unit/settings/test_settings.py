@@ -20,7 +20,7 @@ def test_without_a_file_everything_has_its_default() -> None:
     assert load(None) == Settings()
 
 
-@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "{}"])
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "{}", "fly:\n  # org: mine\n"])
 def test_an_empty_file_leaves_everything_at_its_default(file: Path, text: str) -> None:
     file.write_text(text)
     assert load(file) == Settings()
@@ -43,11 +43,15 @@ def test_the_file_that_the_manifests_bring_is_good_and_says_what_the_defaults_ar
     [
         ("inFlight: 0", "inFlight", "0", "greater than or equal to 1"),
         ("inFlight: many", "inFlight", "'many'", "valid integer"),
-        ("inFlght: 3", "inFlght", "3", "not permitted"),
+        ("inFlght: 3", "inFlght", "3", "there is no such setting"),
         ("fly: {org: 5}", "fly.org", "5", "valid string"),
         ("fly: {refreshSeconds: 0}", "fly.refreshSeconds", "0", "greater than 0"),
-        ("fly: {refreshSeconds: .nan}", "fly.refreshSeconds", "nan", "greater than 0"),
-        ("fly: {credentials: {main: {secret: x}}}", "fly.credentials.main.secret", "'x'", "not permitted"),
+        ("fly: {refreshSeconds: .nan}", "fly.refreshSeconds", "nan", "finite number"),
+        ("fly: {credentials: {main: {secret: x}}}", "fly.credentials.main.secret", "'x'", "there is no such setting"),
+        ("fly: {credentials: {}}", "fly.credentials", "{}", "at least 1 item"),
+        ("defaults: {regions: []}", "defaults.regions", "[]", "at least 1 item"),
+        ("fly: {refreshSeconds: .inf}", "fly.refreshSeconds", "inf", "finite number"),
+        ("metrics: {listen: ':99999'}", "metrics.listen", "':99999'", "at most 65535"),
         ("fly: {baseUrl: api.machines.dev}", "fly.baseUrl", "'api.machines.dev'", "https?"),
         ("defaults: {regions: iad}", "defaults.regions", "'iad'", "valid tuple"),
         ("endpoint: {listen: nowhere}", "endpoint.listen", "'nowhere'", "match pattern"),
@@ -98,6 +102,12 @@ def test_a_file_that_is_missing_is_said_with_the_remedy(file: Path) -> None:
     with pytest.raises(BadSettings) as caught:
         load(file)
     assert str(caught.value) == f"settings file {file}: No such file or directory; give another with --config"
+
+
+def test_a_file_that_is_no_text_is_said(file: Path) -> None:
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(BadSettings, match="is not UTF-8 text"):
+        load(file)
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
