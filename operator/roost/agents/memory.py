@@ -136,11 +136,6 @@ class Memories:
         self._secrets.uses(found.key, bundle.refs_of(memory.declared))
         return memory
 
-    def fold(self, key: Key, world: World) -> None:
-        """Keeps a new world, when the Agent is still in mind."""
-        if (memory := self._by_key.get(key)) is not None:
-            memory.world = world
-
     def forget(self, key: Key) -> Memory | None:
         memory = self._by_key.pop(key, None)
         if memory is not None:

@@ -32,6 +32,7 @@ from roost.agents.view import (
     StoreFinalizer,
     Stuck,
     Wait,
+    World,
 )
 from roost.api.agent import Phase
 from roost.api.block import BadResource
@@ -122,7 +123,7 @@ class Agents:
             key = Key("Agent", meta.get("roost_namespace", ""), meta.get("roost_name", ""))
             found = self._cache.get(key)
             if found is not None:
-                self._doubt(key, lambda w, row=row: fold.row_seen(w, row, now), found)
+                self._doubt(key, partial(fold.row_seen, row=row, now=now), found)
         if sweep.full:
             self._missing(credential, org, seen, sweep.error_regions)
 
@@ -191,14 +192,14 @@ class Agents:
         assert memory.revision is not None
         return memory.revision
 
-    def _doubt(self, key: Key, change: Callable[..., object], found: Record) -> None:
+    def _doubt(self, key: Key, change: Callable[[World], World], found: Record) -> None:
         try:
             memory = self._memories.of(found, self._clock())
         except BadResource:
             return  # one that can't be read must not keep the news from all others
         world = change(memory.world)
         if world is not memory.world:
-            memory.world = world  # type: ignore[assignment]
+            memory.world = world
             self._engine.add(key, Lane.BACKGROUND)
 
     def _missing(self, credential: str, org: str, seen: set[str], error_regions: frozenset[str]) -> None:
@@ -211,7 +212,7 @@ class Agents:
                 continue
             for machine in memory.world.machines or ():
                 if machine.id not in seen and machine.region not in error_regions:
-                    self._doubt(key, lambda w, m=machine: fold.row_missing(w, m.id), found)
+                    self._doubt(key, partial(fold.row_missing, machine_id=machine.id), found)
             if memory.world.machines is None:
                 self._engine.add(key, Lane.BACKGROUND)
 

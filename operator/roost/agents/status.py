@@ -10,7 +10,7 @@ from typing import Any
 
 from roost.agents import machine_config
 from roost.agents.plan import beat_of, machine_of, volume_of
-from roost.agents.view import AgentView, MachineSight, Settled, Step, Stuck, VolumeSight, Wait
+from roost.agents.view import AgentView, Beat, MachineSight, Settled, Step, Stuck, VolumeSight, Wait
 from roost.api.agent import Phase
 from roost.api.conditions import Reason, reason
 from roost.kube.objects import MESSAGE_LENGTH, condition, new_condition
@@ -139,8 +139,7 @@ def _machine_ready(view: AgentView) -> Verdict:
 
 
 def _config_applied(view: AgentView) -> Verdict:
-    machine = machine_of(view)
-    beat = beat_of(view, machine) if machine else None
+    beat = _beat(view)
     if not view.declared.wants_running:
         return "Unknown", Reason.NOT_NEEDED, ""
     if beat is None or view.bundle_revision is None:
@@ -152,11 +151,11 @@ def _config_applied(view: AgentView) -> Verdict:
 
 
 def _agent_healthy(view: AgentView) -> Verdict:
-    machine = machine_of(view)
-    beat = beat_of(view, machine) if machine else None
+    beat = _beat(view)
     if not view.declared.wants_running:
         return "Unknown", Reason.NOT_NEEDED, ""
     if beat is None:
+        machine = machine_of(view)
         silent = view.now - view.listening_since > view.silence_window and view.remembered.machine_id is not None
         asked = view.world.start_asked_at
         if silent and machine and (asked is None or view.now - asked > view.silence_window):
@@ -181,6 +180,12 @@ def _stalled(rest: Step) -> Verdict:
     if isinstance(rest, Stuck):
         return "True", rest.reason, rest.say
     return "False", Reason.AS_EXPECTED, ""
+
+
+def _beat(view: AgentView) -> Beat | None:
+    """The last heartbeat of its machine as it is now."""
+    machine = machine_of(view)
+    return beat_of(view, machine) if machine else None
 
 
 # --- Blocks ------------------------------------------------------------------------------------------------------
@@ -231,16 +236,14 @@ def _volume(volume: VolumeSight | None) -> Status | None:
 
 
 def _bundle(view: AgentView) -> Status | None:
-    machine = machine_of(view)
-    beat = beat_of(view, machine) if machine else None
+    beat = _beat(view)
     block = {"desired": view.bundle_revision, "applied": beat.bundle_revision if beat else None}
     return {k: v for k, v in block.items() if v is not None} or None
 
 
 def _agent(view: AgentView, before: Mapping[str, Any], wall: str) -> Status | None:
     """What the agent said last; `since` is when its boot phase was first heard of."""
-    machine = machine_of(view)
-    beat = beat_of(view, machine) if machine else None
+    beat = _beat(view)
     if beat is None:
         return dict(before) or None
     return {

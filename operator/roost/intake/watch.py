@@ -24,7 +24,6 @@ log = structlog.get_logger(__name__)
 GROUP, VERSION = "roost.dev", "v1alpha1"
 PLURALS = {"agents": "Agent", "fleets": "Fleet", "secrets": "Secret"}
 RESTART_SECONDS = 1.0
-LISTED_QUIET_SECONDS = 0.3
 
 OnEvent = Callable[[str | None, Record], None]
 """(type, record): type None for an item of a listing, ADDED, MODIFIED or DELETED else. Called in our own loop."""
