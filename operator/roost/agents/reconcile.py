@@ -368,11 +368,8 @@ def _remembered(status: Mapping[str, Any]) -> Remembered:
     app, machine, volume = (status.get(k) or {} for k in ("app", "machine", "volume"))
     return Remembered(
         app=app.get("name"),
-        org=app.get("org"),
-        network=app.get("network"),
         incarnation=app.get("incarnation"),
         machine_id=machine.get("id"),
-        machine_version=machine.get("version"),
         volume_id=volume.get("id"),
         volume_region=volume.get("region"),
         volume_size_gb=volume.get("sizeGb"),

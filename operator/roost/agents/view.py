@@ -50,14 +50,11 @@ class Declared:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What the status remembers: ids and what was pinned on first use."""
+    """What the status remembers: whose app it is and which ids are in it. (What was pinned is in `Place`.)"""
 
     app: str | None = None
-    org: str | None = None
-    network: str | None = None
     incarnation: str | None = None
     machine_id: str | None = None
-    machine_version: str | None = None
     volume_id: str | None = None
     volume_region: str | None = None
     volume_size_gb: int | None = None
