@@ -10,11 +10,13 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from datetime import UTC, datetime
 from random import SystemRandom
 
 import structlog
 
 from roost_agent import health, log
+from roost_agent.activity import Activity
 from roost_agent.backoff import Random
 from roost_agent.contract.exits import Exit
 from roost_agent.contract.heartbeat import BootPhase
@@ -35,6 +37,10 @@ _PATIENCE_ATTEMPTS = 4
 """How long, and how often at most, the endpoint is asked before the last good bundle from the volume is used."""
 _LOOPBACK = "127.0.0.1"
 _log = structlog.get_logger()
+
+
+def _wall() -> datetime:
+    return datetime.now(UTC)
 
 
 class _PortTaken(Exception):
@@ -78,11 +84,13 @@ class _Life:
         self._ending: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._vitals = Vitals(settings, began=began, clock=clock)
         self._volume = Volume(settings.data_dir, settings.token)
+        self._activity = Activity(settings.data_dir, settings.bind_address, _wall)
         self._reaper = Reaper()
         self._supervisor = Supervisor(
             self._reaper,
             grace=settings.grace,
             address=settings.bind_address or _LOOPBACK,
+            before_start=self._activity.forget,
             changed=self._vitals.changed,
             clock=clock,
         )
@@ -98,7 +106,9 @@ class _Life:
             clock=clock,
             random=random,
         )
-        self._heart = Heart(endpoint, self._vitals, offer=self._control.offer, clock=clock, random=random)
+        self._heart = Heart(
+            endpoint, self._vitals, self._activity, offer=self._control.offer, clock=clock, wall=_wall, random=random
+        )
 
     async def run(self) -> Exit:
         """Until a signal, a command, the kill switch, a successor or a defect ends it."""

@@ -24,6 +24,7 @@ from roost_agent.backoff import CALLS, REFUSED, Random
 from roost_agent.contract.bundle import ConfigBundle
 from roost_agent.contract.heartbeat import Heartbeat, HeartbeatAnswer
 from roost_agent.contract.paths import MACHINE_ID_HEADER, TOKEN_HEADER, bundle_path, heartbeat_path
+from roost_agent.contract.wire import refused
 from roost_agent.settings import Settings
 
 __all__ = [
@@ -100,9 +101,8 @@ class Endpoint:
         self._bundle_url = settings.endpoint + bundle_path(settings.did)
         self._heartbeat_url = settings.endpoint + heartbeat_path(settings.did)
         self._headers = {TOKEN_HEADER: settings.token, MACHINE_ID_HEADER: settings.machine_id}
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=settings.tls or True), cookie_jar=aiohttp.DummyCookieJar()
-        )
+        self._tls = settings.tls or True
+        self._session = self._fresh()
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,6 +111,14 @@ class Endpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._session.close()
+
+    async def renew(self) -> None:
+        """Gives every connection up; calls under way on them fail, later ones begin with connections of their own."""
+        old, self._session = self._session, self._fresh()
+        await old.close()
+
+    def _fresh(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self._tls), cookie_jar=aiohttp.DummyCookieJar())
 
     async def bundle(self, applied: str | None = None) -> Fetched | None:
         """The agent's bundle; None when it is still the one with the revision `applied`.
@@ -135,7 +143,7 @@ class Endpoint:
         try:
             return HeartbeatAnswer.read(answer)
         except ValidationError as error:
-            raise Unreachable(f"the answer to the heartbeat makes no sense ({_fields(error)})") from None
+            raise Unreachable(f"the answer to the heartbeat makes no sense ({refused(error)})") from None
 
     async def _call(
         self,
@@ -190,14 +198,6 @@ def understood(raw: bytes) -> Fetched:
             return Fetched(raw, None)
         return Fetched(raw, ConfigBundle.read(raw))
     except ValidationError as error:
-        raise Unreachable(f"the bundle makes no sense ({_fields(error)})") from None
+        raise Unreachable(f"the bundle makes no sense ({refused(error)})") from None
     except (ValueError, AttributeError):
         raise Unreachable("the bundle is no JSON object") from None
-
-
-def _fields(error: ValidationError) -> str:
-    """Which fields were refused, and why; never with what value."""
-    found = [
-        f"{'.'.join(map(str, e['loc']))}: {e['type']}" for e in error.errors(include_input=False, include_url=False)
-    ]
-    return "; ".join(found[:3])

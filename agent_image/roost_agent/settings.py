@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from roost_agent.contract.paths import DATA_DIRECTORY, PORTS
+from roost_agent.contract.paths import ACTIVITY_FILE, DATA_DIRECTORY, PORTS
 
 __all__ = ["TOKEN_VARIABLE", "BadEnvironment", "Settings", "read"]
 
@@ -60,6 +60,7 @@ def read(environ: Mapping[str, str]) -> Settings:
     bind = _bind_address(environ.get("ROOST_BIND_ADDRESS"))
     base = {k: v for k, v in environ.items() if k in _PASSED_ON or k.startswith("FLY_")}
     base |= {"DATA_DIR": str(data_dir), "ROOST_BIND_ADDRESS": bind or _EVERY_ADDRESS}
+    base |= {"ROOST_ACTIVITY_FILE": str(data_dir / ACTIVITY_FILE)}
     return Settings(
         did=_matching(environ, "AGENT_DID", _DID, "the agent's did:key (did:key:z…), which the operator sets"),
         endpoint=_endpoint(_required(environ, "AGENTSHIELD_API_URL", "the public URL of the operator's endpoint")),

@@ -32,17 +32,26 @@ class Supervisor:
 
     Args:
         grace: Seconds from SIGTERM to SIGKILL.
-        address: Where the readiness check looks.
+        address: Where the readiness check looks, and from where.
+        before_start: Called before every start, in a thread.
         changed: Called after every change of what can be seen.
         clock: A monotonic clock, in seconds.
     """
 
     def __init__(
-        self, reaper: Reaper, *, grace: float, address: str, changed: Callable[[], None], clock: Callable[[], float]
+        self,
+        reaper: Reaper,
+        *,
+        grace: float,
+        address: str,
+        before_start: Callable[[], None],
+        changed: Callable[[], None],
+        clock: Callable[[], float],
     ) -> None:
         self._reaper = reaper
         self._grace = grace
         self._address = address
+        self._before_start = before_start
         self._changed = changed
         self._clock = clock
         self._state = ProcessState.STOPPED
@@ -68,7 +77,9 @@ class Supervisor:
     async def run(self, launch: Launch) -> None:
         """Keeps it alive until `stop`; to be run once, as a task that is not cancelled."""
         self._wanted, died = launch, 0
-        async with aiohttp.ClientSession(timeout=readiness.TIMEOUT) as web:
+        # From the machine's own address, so that a look is never taken for somebody's visit.
+        connector = aiohttp.TCPConnector(local_addr=(self._address, 0))
+        async with aiohttp.ClientSession(connector=connector, timeout=readiness.TIMEOUT) as web:
             while self._wanted is not None and not self._stopped:
                 self._turn.clear()
                 healthy = await self._live(self._wanted, web)
@@ -96,6 +107,7 @@ class Supervisor:
 
     async def _live(self, launch: Launch, web: aiohttp.ClientSession) -> float | None:
         """One life. Returns for how many seconds it was ready when it ended unasked, None when it was asked to end."""
+        await asyncio.to_thread(self._before_start)
         try:
             process = self._reaper.spawn(launch)
         except OSError as error:

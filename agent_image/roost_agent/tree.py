@@ -34,9 +34,9 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def read(self, path: str) -> bytes:
-        """The content of a regular file of at most 64 MiB."""
-        return self._look(path)[0]
+    def read(self, path: str, most: int = _LARGEST) -> bytes:
+        """The content of a regular file of at most so many bytes (64 MiB)."""
+        return self._look(path, most)[0]
 
     def holds(self, path: str, content: bytes, mode: int) -> bool:
         """The file is there with just this content and mode. Never raises."""
@@ -87,15 +87,18 @@ class Tree:
         except FileNotFoundError:
             pass
 
-    def _look(self, path: str) -> tuple[bytes, int]:
+    def _look(self, path: str, most: int = _LARGEST) -> tuple[bytes, int]:
         with self._parent(PurePosixPath(path), make=False) as (parent, name):
             # Non-blocking, because a pipe may have been planted there.
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
-            with os.fdopen(descriptor, "rb") as file:
+            try:
                 status = os.fstat(descriptor)
-                if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+                if not stat.S_ISREG(status.st_mode) or status.st_size > most:
                     raise OSError(errno.EFBIG, f"{path} is no regular file, or too large")
-                return file.read(_LARGEST), stat.S_IMODE(status.st_mode)
+                with os.fdopen(descriptor, "rb", closefd=False) as file:
+                    return file.read(most), stat.S_IMODE(status.st_mode)
+            finally:
+                os.close(descriptor)  # by hand: fdopen() refuses a directory, and leaves it open
 
     @contextmanager
     def _parent(self, path: PurePosixPath, *, make: bool) -> Iterator[tuple[int, str]]:

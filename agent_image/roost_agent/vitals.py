@@ -12,6 +12,7 @@ from typing import Protocol
 import psutil
 
 from roost_agent import __version__
+from roost_agent.activity import Signs
 from roost_agent.contract.heartbeat import (
     BootPhase,
     Disk,
@@ -56,6 +57,7 @@ class Vitals:
         self.restarted_at: str | None = None
         self.last_command: str | None = None
         self.runtime: RuntimeSight | None = None
+        self.activity = Signs()
         self._troubles: dict[str, str] = {}
         self._settings = settings
         self._began = began
@@ -107,6 +109,10 @@ class Vitals:
             restarted_at=self.restarted_at,
             disk=self._disk(),
             last_command_id=self.last_command,
+            active_sessions=self.activity.active_sessions,
+            last_activity_at=self.activity.last_activity_at,
+            next_scheduled_run_at=self.activity.next_scheduled_run_at,
+            connections=self.activity.connections,
         )
 
     def _disk(self) -> Disk | None:

@@ -53,6 +53,8 @@ class Beat:
     body: dict[str, Any]
     headers: dict[str, str]
     wait: int
+    port: int
+    """The other end of the connection on which it came."""
 
 
 class OperatorDouble:
@@ -134,7 +136,9 @@ class OperatorDouble:
     async def _heartbeat(self, request: web.Request) -> web.Response:
         body = await request.json()
         wait = int(request.query.get("wait", "0"))
-        self.beats.append(Beat(time.monotonic(), body, dict(request.headers), wait))
+        assert request.transport is not None
+        port = request.transport.get_extra_info("peername")[1]
+        self.beats.append(Beat(time.monotonic(), body, dict(request.headers), wait, port))
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:

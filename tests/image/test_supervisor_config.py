@@ -53,6 +53,7 @@ async def test_the_runtime_gets_its_environment_and_no_more(machine: Machine, op
         "TZ": "Europe/Rome",
         "DATA_DIR": str(machine.data),
         "ROOST_BIND_ADDRESS": machine.address,
+        "ROOST_ACTIVITY_FILE": str(machine.data / ".roost-activity.json"),
         "FLY_MACHINE_ID": "m-1",
         "FLY_MACHINE_VERSION": "01JV",
         "FLY_REGION": "iad",

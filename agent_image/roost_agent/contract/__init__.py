@@ -42,6 +42,7 @@ from roost_agent.contract.paths import (
     heartbeat_path,
 )
 from roost_agent.contract.tokens import BadSeal, derive, seal, unseal
+from roost_agent.contract.wire import instant
 
 __all__ = [
     "API_VERSION",
@@ -76,6 +77,7 @@ __all__ = [
     "canonical",
     "derive",
     "heartbeat_path",
+    "instant",
     "revision",
     "seal",
     "unseal",

@@ -107,6 +107,12 @@ class Heartbeat(Wire):
     `machine_version` is Fly's id of the machine's configuration (FLY_MACHINE_VERSION): it tells a heartbeat from before
     an update from one after it. `memory_mb` is the supervisor's resident set in MiB, `bundle_revision` the last one
     applied in full, `restarted_at` the bundle's value that is in effect, `last_command_id` the last one carried out.
+
+    The last four tell whether the agent is busy, and each may be None: the agent does not know, or does not say. None
+    is never zero. `active_sessions` and `next_scheduled_run_at` are the runtime's own word, the latter as old as the
+    runtime left it, perhaps in the past. `last_activity_at` is the later of the runtime's word and the last moment at
+    which the supervisor saw a connection; it moves only with activity. `connections` counts the TCP connections that
+    are open from elsewhere to the ports on which the runtime listens.
     """
 
     status: Status = Field(strict=False)
@@ -124,6 +130,10 @@ class Heartbeat(Wire):
     restarted_at: RestartedAt | None = None
     disk: Disk | None = None
     last_command_id: Cause | None = None
+    active_sessions: Count | None = None
+    last_activity_at: Time | None = None
+    next_scheduled_run_at: Time | None = None
+    connections: Count | None = None
 
 
 class Command(Wire):

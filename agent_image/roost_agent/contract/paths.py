@@ -3,6 +3,7 @@
 from types import MappingProxyType
 
 __all__ = [
+    "ACTIVITY_FILE",
     "BUNDLE_ROUTES",
     "DATA_DIRECTORY",
     "HEARTBEAT_ROUTES",
@@ -28,6 +29,8 @@ PORTS = MappingProxyType({"gateway": 18789, "control": 18790, "pairing": 18791, 
 DATA_DIRECTORY = "/data"
 RESERVED_DIRECTORY = ".roost"
 """Below the data directory, for the supervisor alone: no file of a bundle may lie there."""
+ACTIVITY_FILE = ".roost-activity.json"
+"""Below the data directory, for the runtime: what it says of its activity. ROOST_ACTIVITY_FILE names it in full."""
 
 
 def bundle_path(did: str) -> str:

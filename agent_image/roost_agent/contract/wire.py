@@ -7,19 +7,42 @@ error never shows the value that was refused: it may be a secret.
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 JSON = Mapping[str, "JSON"] | Sequence["JSON"] | str | int | float | bool | None
 
+
+def instant(text: str) -> datetime:
+    """The moment that an RFC 3339 time names, in UTC.
+
+    Raises:
+        ValueError: there is no such day, hour or offset, or the moment is outside of the years 1 to 9999.
+    """
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except OverflowError:
+        raise ValueError("outside of the years 1 to 9999") from None
+
+
+def _is_instant(text: str) -> str:
+    instant(text)
+    return text
+
+
 Name = Annotated[str, Field(max_length=253)]
 Line = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
 """One printable line for people: never a control character that could forge a second log line."""
-Time = Annotated[str, Field(max_length=40, pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)$")]
-"""RFC 3339."""
+Time = Annotated[
+    str,
+    Field(max_length=40, pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)$"),
+    AfterValidator(_is_instant),
+]
+"""RFC 3339, and a moment that there is: `instant` reads whatever was taken."""
 Version = Annotated[str, Field(max_length=64, pattern=r"^[\x21-\x7e]*$")]
 RestartedAt = Annotated[str, Field(max_length=64, pattern=r"^[\x20-\x7e]*$")]
 """Any text; only whether it is another counts."""
@@ -73,6 +96,14 @@ class Word(StrEnum):
 def canonical(value: JSON) -> bytes:
     """The one JSON text of a value: sorted keys, no spaces, UTF-8, no NaN or infinity (ValueError)."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def refused(error: ValidationError) -> str:
+    """Which fields were refused, and why; never with what value."""
+    found = [
+        f"{'.'.join(map(str, e['loc']))}: {e['type']}" for e in error.errors(include_input=False, include_url=False)
+    ]
+    return "; ".join(found[:3])
 
 
 def _unknown_fields(model: BaseModel) -> list[str]:

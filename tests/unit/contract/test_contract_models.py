@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from roost_agent.contract import (
     LastExit,
     Readiness,
     canonical,
+    instant,
     revision,
 )
 
@@ -82,6 +84,10 @@ FULL_HEARTBEAT: dict[str, Any] = SEED_HEARTBEAT | {
     "restartedAt": "2026-11-21T10:00:00Z",
     "disk": {"usedBytes": 1, "totalBytes": 2},
     "lastCommandId": "restart:2026-11-21T10:00:00Z",
+    "activeSessions": 0,
+    "lastActivityAt": "2026-11-21T10:00:00.000+00:00",
+    "nextScheduledRunAt": "2026-11-21T11:30:00Z",
+    "connections": 2,
 }
 
 
@@ -282,6 +288,45 @@ def test_only_whole_numbers_are_numbers(number: str) -> None:
     body = json.dumps(SEED_HEARTBEAT).replace("3600", number)
     with pytest.raises(ValidationError):
         Heartbeat.read(body)
+
+
+def test_what_an_agent_does_not_say_is_none_and_not_zero() -> None:
+    for silent in ({}, dict.fromkeys(("activeSessions", "lastActivityAt", "nextScheduledRunAt", "connections"))):
+        beat = Heartbeat.read(json.dumps(SEED_HEARTBEAT | silent))
+        said = (beat.active_sessions, beat.last_activity_at, beat.next_scheduled_run_at, beat.connections)
+        assert said == (None, None, None, None)
+
+
+@pytest.mark.parametrize("field", ["lastActivityAt", "nextScheduledRunAt"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-99-99T00:00:00Z",
+        "2026-02-30T00:00:00Z",
+        "2026-11-21T25:00:00Z",
+        "2026-11-21T10:00:00+99:00",
+        "0000-11-21T10:00:00Z",
+        "0001-01-01T00:00:00+14:00",
+        "9999-12-31T23:59:59-14:00",
+        "\u0968\u0966\u0968\u096c-11-21T10:00:00Z",
+        "2026-11-21T10:00:00",
+        "2026-11-21",
+        "soon",
+        "",
+    ],
+)
+def test_a_time_that_there_is_not_is_refused(field: str, text: str) -> None:
+    """A planner counts with these: what was taken must be a moment."""
+    with pytest.raises(ValidationError, match=field):
+        Heartbeat.read(json.dumps(SEED_HEARTBEAT | {field: text}))
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_a_time_that_there_is_is_read_as_it_was_meant(moment: datetime) -> None:
+    for text in (moment.isoformat(), moment.isoformat().replace("+00:00", "Z")):
+        read = Heartbeat.read(json.dumps(SEED_HEARTBEAT | {"lastActivityAt": text})).last_activity_at
+        assert read is not None
+        assert instant(read) == moment
 
 
 @given(plain)
