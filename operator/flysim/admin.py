@@ -4,24 +4,22 @@ No token is asked for; whoever reaches the door may do everything, so the door b
 is shown.
 """
 
-import json
 import signal as signals
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flysim import requests
 from flysim.call import Answer, answer
 from flysim.errors import Refusal
-from flysim.faults import Fault, Faults, Order
+from flysim.faults import Fault, Faults, Order, wrong
+from flysim.hardware import Hardware, NoSuchThingError, read
 from flysim.life import Life
 from flysim.records import JSON, App, Machine, app_json, machine_json, org_volume_json, secret_json
 from flysim.requests import Query
 from flysim.runner import Runner
 from flysim.world import World
-
-_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _Kill(BaseModel):
@@ -34,10 +32,6 @@ class _Tokens(BaseModel):
     tokens: list[str]
 
 
-class _NoSuchThingError(Exception):
-    """There is nothing at this path; answered with 404."""
-
-
 class Admin:
     """Answers what comes to `/_sim/…`."""
 
@@ -48,28 +42,32 @@ class Admin:
         runner: Runner,
         faults: Faults,
         replace_tokens: Callable[[Iterable[str]], None],
+        hardware: Hardware,
     ) -> None:
         self._world = world
         self._life = life
         self._runner = runner
         self._faults = faults
         self._replace_tokens = replace_tokens
+        self._hardware = hardware
 
     async def handle(self, method: str, path: str, query: Query, body: bytes) -> Answer:
         """Never raises; what it does not know is 404, what it does not understand 400."""
         try:
-            return answer(200, self._handle(method, path.removeprefix("/_sim/").split("/"), query, body))
-        except _NoSuchThingError as error:
+            return answer(200, await self._handle(method, path.removeprefix("/_sim/").split("/"), query, body))
+        except NoSuchThingError as error:
             return answer(404, {"error": str(error)})
-        except (ValidationError, ValueError, Refusal) as error:
+        except ValidationError as error:
+            return answer(400, {"error": wrong(error)})
+        except (ValueError, OSError, Refusal) as error:
             return answer(400, {"error": str(error)})
 
-    def _handle(self, method: str, parts: list[str], query: Query, body: bytes) -> Any:
+    async def _handle(self, method: str, parts: list[str], query: Query, body: bytes) -> Any:
         match method, parts:
             case "GET", ["machines"]:
                 return [self._machine(m) for m in self._world.machines.values() if m.state != "destroyed"]
             case "POST", ["machines", machine_id, "kill"]:
-                return self._kill(machine_id, _read(_Kill, body))
+                return self._kill(machine_id, read(_Kill, body))
             case "GET", ["state"]:
                 return self._state()
             case "GET", ["ledger"]:
@@ -77,27 +75,27 @@ class Admin:
             case "GET", ["faults"]:
                 return [_fault(fault) for fault in self._faults.all()]
             case "POST", ["faults"]:
-                return {"id": self._faults.add(_read(Order, body)).id}
+                return {"id": self._faults.add(read(Order, body)).id}
             case "DELETE", ["faults", *rest] if len(rest) < 2:
                 return self._remove_fault(rest[0] if rest else None)
             case "POST", ["tokens"]:
-                tokens = _read(_Tokens, body).tokens
+                tokens = read(_Tokens, body).tokens
                 self._replace_tokens(tokens)
                 return {"tokens": len(set(tokens))}
             case _:
-                raise _NoSuchThingError(f"flysim has no {method} /_sim/{'/'.join(parts)}")
+                return await self._hardware.handle(method, parts, body)
 
     def _kill(self, machine_id: str, order: _Kill) -> JSON:
         machine = self._world.machines.get(machine_id)
         if machine is None or machine.boot is None:
-            raise _NoSuchThingError(f"machine {machine_id} does not run")
+            raise NoSuchThingError(f"machine {machine_id} does not run")
         pid = machine.boot.instance.pid
         self._life.signal(machine, order.signal)
         return {"pid": pid, "signal": order.signal}
 
     def _remove_fault(self, fault_id: str | None) -> JSON:
         if not self._faults.remove(fault_id):
-            raise _NoSuchThingError(f"there is no fault {fault_id}")
+            raise NoSuchThingError(f"there is no fault {fault_id}")
         return {"ok": True}
 
     def _machine(self, machine: Machine) -> JSON:
@@ -132,8 +130,4 @@ def _app(app: App) -> JSON:
 
 
 def _fault(fault: Fault) -> JSON:
-    return {"id": fault.id, "used": fault.used, "spent": fault.spent} | fault.order.model_dump()
-
-
-def _read(model: type[_Model], body: bytes) -> _Model:
-    return model.model_validate(json.loads(body or b"{}"))
+    return {"id": fault.id, "seen": fault.seen, "used": fault.used, "spent": fault.spent} | fault.order.model_dump()

@@ -70,7 +70,7 @@ class Apps:
         return answer(200, {"total_apps": len(apps), "apps": rows} | ({"next_cursor": cursor} if cursor else {}))
 
     async def get_app(self, call: Call) -> Answer:
-        return answer(200, app_json(self._world.app(call.params["app"])))
+        return answer(200, app_json(self._world.seen_app(call.params["app"])))
 
     async def delete_app(self, call: Call) -> Answer:
         """Without force, machines that live end in their own time, and the app is there until they have."""

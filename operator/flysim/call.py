@@ -13,7 +13,7 @@ class Call:
     """A request on its way through the simulator.
 
     `headers` are in lower case, `at` is epoch seconds. The handlers fill in what the call turns out to be about (for
-    the ledger), and `effect` when it changes something.
+    the ledger; `name` is the machine's or volume's), and `effect` when it changes something.
     """
 
     method: str
@@ -29,6 +29,7 @@ class Call:
     app: str | None = None
     machine: str | None = None
     volume: str | None = None
+    name: str | None = None
     effect: str | None = None
 
 

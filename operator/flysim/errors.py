@@ -14,6 +14,7 @@ class Refusal(Exception):
 
     def __init__(self, status: int, error: str, code: str | None = None, *, body: Any = None) -> None:
         super().__init__(status, error)
+        self.error = error
         self.status = status
         self.body: Any = body if body is not None else {"error": error} | ({"status": code} if code else {})
 
@@ -104,6 +105,10 @@ def not_destroyable() -> Refusal:
     return Refusal(412, f"failed_precondition: {text}")
 
 
+def not_suspendable(why: str) -> Refusal:
+    return Refusal(412, f"failed_precondition: unable to suspend machine: {why}")
+
+
 def concurrent_update() -> Refusal:
     return Refusal(409, "aborted: machine update failed due to concurrent update")
 
@@ -131,6 +136,17 @@ def wait_timeout(wanted: str, state: str) -> Refusal:
 
 def wait_range() -> Refusal:
     return invalid("invalid WaitMachineRequest.Timeout: value must be inside range [1s, 1m0s]")
+
+
+# IP addresses
+
+
+def ip_taken(kind: str) -> Refusal:
+    return Refusal(422, f"Validation failed: app already has an address of type {kind}")
+
+
+def ip_not_found() -> Refusal:
+    return Refusal(404, "IP address not found")
 
 
 # Leases
@@ -177,6 +193,68 @@ def volume_bound(machine_id: str) -> Refusal:
 
 def volume_elsewhere(volume_id: str, region: str, wanted: str) -> Refusal:
     return Refusal(422, f"volume {volume_id} is in region {region}, the machine was requested in {wanted}")
+
+
+def volume_size_bad(text: str) -> Refusal:
+    """A fork or a restore into too little."""
+    return Refusal(422, text)
+
+
+def volume_unreachable(volume_id: str) -> Refusal:
+    """The source of a fork can't be read."""
+    return Refusal(412, f"failed_precondition: volume {volume_id} is on a host that is unreachable")
+
+
+def snapshot_not_found() -> Refusal:
+    return Refusal(404, "snapshot not found")
+
+
+def snapshot_running(since: float) -> Refusal:
+    return Refusal(412, f"failed_precondition: snapshot is already scheduled at {rfc3339(since)}")
+
+
+def snapshot_unfinished(snapshot_id: str) -> Refusal:
+    return Refusal(422, f"snapshot {snapshot_id} is not ready to restore from")
+
+
+# Room
+
+
+def region_full() -> Refusal:
+    """To a machine."""
+    return Refusal(422, "could not find a candidate host", "insufficient_capacity")
+
+
+def no_capacity() -> Refusal:
+    """To a volume: the region is full."""
+    return Refusal(409, "aborted: no capacity")
+
+
+def volume_host_full(volume_id: str) -> Refusal:
+    """To a new machine on a volume that is there already."""
+    text = f"insufficient resources to create new machine with existing volume id '{volume_id}'"
+    return Refusal(412, text, "volume_placement_capacity")
+
+
+def host_full(lack: str) -> Refusal:
+    """To a machine that has its host."""
+    text = f"could not reserve resource for machine: insufficient {lack} available to fulfill request"
+    return Refusal(409, f"aborted: {text}")
+
+
+def over_quota(org: str, megabytes: int, region: str) -> Refusal:
+    text = f"is using {megabytes} MB of memory in {region} which is over the allowed quota"
+    return Refusal(403, f'organization "{org}" {text}. please consider other regions')
+
+
+def account_limit(most: int) -> Refusal:
+    machines = f"{most} machine{'s' if most != 1 else ''}"
+    return Refusal(422, f"To create more than {machines} per app please add a payment method.")
+
+
+def host_unreachable() -> Refusal:
+    """To a change of what stands on a dead host."""
+    return Refusal(408, "deadline_exceeded: request to the host timed out")
 
 
 # Secrets

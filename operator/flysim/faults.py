@@ -1,22 +1,31 @@
 """Failures to order: which calls fail, how, and how often.
 
 A fault never changes the world itself; it only says what becomes of a call that matches it. Where several match, the
-oldest one that is not used up applies.
+oldest one that hits applies: one that is used up, skips this call or is not in luck leaves it to the next.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import count
+from random import Random
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from flysim.routes import OPERATIONS
 
 Where = Literal["before", "after", "reply"]
+Fact = Literal["org", "app", "machine", "volume", "name", "method", "agent"]
 
 
 class Order(BaseModel):
-    """A fault as it is ordered. `status` None with `before` only delays; `times` None means for ever."""
+    """A fault as it is ordered.
+
+    `status` None with `before` only delays; `skip` matching calls go by unharmed first; each later one is hit with this
+    `chance`, until it has hit `times` calls (None: for ever).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,7 +35,16 @@ class Order(BaseModel):
     body: Any = None
     delay: float = Field(default=0.0, ge=0)
     times: int | None = Field(default=None, ge=1)
-    match: dict[Literal["org", "app", "machine", "volume", "method", "agent"], str] = {}
+    skip: int = Field(default=0, ge=0)
+    chance: float = Field(default=1.0, gt=0, le=1)
+    match: dict[Fact, str] = {}
+
+    @field_validator("op")
+    @classmethod
+    def _names_an_operation(cls, op: str) -> str:
+        if not any(fnmatchcase(name, op) for name in OPERATIONS):
+            raise ValueError(f"no operation is called so; there are: {', '.join(sorted(OPERATIONS))}")
+        return op
 
     @model_validator(mode="after")
     def _does_something(self) -> "Order":
@@ -39,10 +57,11 @@ class Order(BaseModel):
 
 @dataclass(slots=True)
 class Fault:
-    """An order with its use so far."""
+    """An order with its use so far: how many matching calls it saw, and how many of them it hit."""
 
     id: str
     order: Order
+    seen: int = 0
     used: int = 0
 
     @property
@@ -62,8 +81,9 @@ class Fault:
 
 @dataclass(slots=True)
 class Faults:
-    """The faults in force, oldest first."""
+    """The faults in force, oldest first. `random` decides for those that have a chance."""
 
+    random: Random
     _faults: dict[str, Fault] = field(default_factory=dict)
     _numbers: "count[int]" = field(default_factory=lambda: count(1))
 
@@ -85,7 +105,37 @@ class Faults:
     def take(self, op: str, facts: Mapping[str, str | None]) -> Fault | None:
         """The fault that applies to this call, counted as used."""
         for fault in self._faults.values():
-            if fault.matches(op, facts):
+            if fault.matches(op, facts) and self._hits(fault):
                 fault.used += 1
                 return fault
         return None
+
+    def _hits(self, fault: Fault) -> bool:
+        fault.seen += 1
+        if fault.seen <= fault.order.skip:
+            return False
+        return fault.order.chance == 1 or self.random.random() < fault.order.chance
+
+
+def read_orders(text: bytes) -> list[Order]:
+    """A plan: a JSON list of orders. Raises ValueError, which says what is wrong where."""
+    plan = json.loads(text)
+    if not isinstance(plan, list):
+        raise ValueError("a fault plan is a JSON list of faults, [{…}, …]")
+    orders = []
+    for index, order in enumerate(plan):
+        try:
+            orders.append(Order.model_validate(order))
+        except ValidationError as error:
+            raise ValueError(f"fault {index + 1} of {len(plan)}: {wrong(error)}") from error
+    return orders
+
+
+def wrong(error: ValidationError) -> str:
+    """What a person needs to know about input that was refused: fields, values, remedies, in one line."""
+    said = []
+    for entry in error.errors():
+        field = ".".join(str(part) for part in entry["loc"] if part != "[key]")
+        value = "" if not field or entry["type"] == "missing" else f" (got {entry['input']!r:.80})"
+        said.append(f"{field + ': ' if field else ''}{entry['msg'].removeprefix('Value error, ')}{value}")
+    return "; ".join(said)

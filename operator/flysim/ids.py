@@ -29,6 +29,9 @@ class Ids:
     def volume(self) -> str:
         return f"vol_{self._letters(16)}"
 
+    def snapshot(self) -> str:
+        return f"vs_{self._letters(21)}"
+
     def app(self) -> str:
         return self._letters(16)
 
@@ -37,6 +40,9 @@ class Ids:
 
     def zone(self) -> str:
         return f"{self._random.getrandbits(16):04x}"
+
+    def byte(self) -> int:
+        return self._random.getrandbits(8)
 
     def nonce(self) -> str:
         return f"{self._random.getrandbits(48):012x}"

@@ -5,11 +5,47 @@ is written when it is answered. No value of a secret is ever given to it. It nev
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flysim.clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Why something happens: the call that asked for it, or, where nobody asked, the cause in words."""
+
+    request_id: str | None = None
+    cause: str | None = None
+
+
+_NOBODY = Origin()
+_origin: ContextVar[Origin] = ContextVar("origin", default=_NOBODY)
+"""Tasks and timers inherit it, so what a call sets going carries that call's id, however late it comes true."""
+
+
+def origin() -> Origin:
+    """Why the running code runs."""
+    return _origin.get()
+
+
+@contextmanager
+def within(why: Origin) -> Iterator[None]:
+    """What becomes true inside, or is set going there, happens for this reason."""
+    token = _origin.set(why)
+    try:
+        yield
+    finally:
+        _origin.reset(token)
+
+
+def because(cause: str) -> AbstractContextManager[None]:
+    """Like `within`, for what happens by itself: "restart policy", "proxy", "autostop"."""
+    return within(Origin(cause=cause))
 
 
 class Ledger:
@@ -41,7 +77,7 @@ class Ledger:
         volume: str | None = None,
         detail: Mapping[str, Any] | None = None,
     ) -> None:
-        """Something became true just now."""
+        """Something became true just now, for the reason that `origin` gives."""
         self._write(
             {
                 "kind": "event",
@@ -51,6 +87,8 @@ class Ledger:
                 "machine": machine,
                 "volume": volume,
                 "detail": dict(detail or {}),
+                "request_id": origin().request_id,
+                "cause": origin().cause,
             }
         )
 

@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any
 
 from flysim import requests
+from flysim.checks import Checks
 from flysim.clock import rfc3339
+from flysim.ledger import Origin, because, origin, within
 from flysim.records import SETTLED, Boot, Event, Machine, Volume, Waiter
 from flysim.runner import BootError, Exit, Launch, Runner
 from flysim.world import World
@@ -22,6 +24,7 @@ _RETRY_WINDOW = 300.0
 """Seconds within which Fly counts a restart policy's retries."""
 _SIGKILL = 9
 _BOOTING = frozenset({"starting", "restarting", "replacing"})
+_RUNNING = frozenset({"started", "suspending", "suspended"})
 
 
 class Life:
@@ -30,6 +33,7 @@ class Life:
     def __init__(self, world: World, runner: Runner) -> None:
         self._world = world
         self._runner = runner
+        self._checks = Checks(world)
         self._detaching: set[asyncio.TimerHandle] = set()
         self._closed = False
 
@@ -42,9 +46,21 @@ class Life:
         self._begin(machine, partial(self._prepare, machine, launch=launch))
 
     def start(self, machine: Machine) -> None:
+        """A suspended machine goes on where it stood, any other one boots."""
         machine.restarts.clear()
+        resuming = machine.state == "suspended"
         self._set(machine, "starting")
-        self._begin(machine, partial(self._boot, machine))
+        self._begin(machine, partial(self._resume if resuming else self._boot, machine))
+
+    def suspend(self, machine: Machine) -> None:
+        self._set(machine, "suspending")
+        self._begin(machine, partial(self._suspend, machine))
+
+    def cordon(self, machine: Machine, *, cordoned: bool) -> None:
+        """Keeps the edge away from the machine, or lets it come again."""
+        machine.cordoned = cordoned
+        self._event(machine, "cordon" if cordoned else "uncordon", machine.state, "user")
+        self._world.touch(machine)
 
     def stop(self, machine: Machine, signal: int, timeout: float) -> None:
         self._set(machine, "stopping")
@@ -68,7 +84,20 @@ class Life:
         """Ends the machine for good: at once, or after its own stop signal and timeout."""
         self._event(machine, "destroy", "destroying", "user")
         self._set(machine, "destroying")
-        self._begin(machine, partial(self._destroy, machine, gracefully=gracefully))
+        if machine.host.up:  # a dead one hears of it when it is back
+            self._begin(machine, partial(self._destroy, machine, gracefully=gracefully))
+
+    def lose(self, machine: Machine) -> None:
+        """Its host has died: whatever runs in it ends at once, and nobody learns of it."""
+        machine.ending = "lost"
+        self._checks.end(machine)
+        if machine.boot is not None:
+            machine.boot.instance.kill()
+        self._begin(machine, partial(self._lose, machine))
+
+    def come_back(self, machine: Machine) -> None:
+        """Its host is there again: what ran boots again, what was deleted meanwhile is destroyed."""
+        self._begin(machine, partial(self._come_back, machine))
 
     def signal(self, machine: Machine, number: int) -> None:
         """Sends a signal to the main process, if there is one."""
@@ -116,11 +145,12 @@ class Life:
         if works:
             await asyncio.wait(works)
         await asyncio.gather(*(self._power_off(machine) for machine in machines if machine.state != "destroyed"))
+        await self._checks.close()
 
     async def _power_off(self, machine: Machine) -> None:
         if machine.booting is not None:
             await asyncio.wait({machine.booting})
-        machine.ending = "stop"
+        machine.ending, machine.origin = "stop", Origin(cause="end of the simulator")
         signal, timeout = stop_of(machine)
         await self._end(machine, signal, min(timeout, self._world.timing.grace))
 
@@ -129,6 +159,7 @@ class Life:
     def _begin(self, machine: Machine, work: Callable[[], Awaitable[None]]) -> None:
         if self._closed:
             return
+        machine.origin = origin()
         machine.work = asyncio.create_task(self._take_over(machine, machine.work, work), name=f"life of {machine.id}")
         machine.work.add_done_callback(_report)
 
@@ -140,6 +171,8 @@ class Life:
             await asyncio.wait({before})
         if machine.booting is not None:
             await asyncio.wait({machine.booting})
+        if machine.ending == "lost":
+            await self._lose(machine)
         await work()
 
     async def _prepare(self, machine: Machine, *, launch: bool) -> None:
@@ -158,8 +191,12 @@ class Life:
         """Never cancelled, so that no process is ever lost; a newer order may have changed the state meanwhile."""
         machine.ending = None
         try:
+            if machine.volume is not None and machine.volume.id not in self._world.volumes:
+                raise BootError(f"volume {machine.volume.id} is lost")
             instance = await self._runner.start(_launch(machine))
         except BootError as error:
+            if not machine.host.up:
+                return
             self._event(machine, "exit", "failed", "flyd")
             self._tell("machine_failed", machine, {"error": str(error)})
             if machine.state in _BOOTING:
@@ -167,14 +204,40 @@ class Life:
             return
         finally:
             machine.booting = None
-        machine.boot = Boot(instance)
+        machine.boot = Boot(instance, self._world.clock.now())
+        if machine.host.up:
+            self._booted(machine, again=again)
+        instance.on_exit(partial(self._exited, machine, machine.boot))
+
+    def _booted(self, machine: Machine, *, again: bool) -> None:
+        assert machine.boot is not None
         self._event(machine, "start", "started", "flyd")
-        self._tell("machine_started", machine, {"version": machine.version, "pid": instance.pid})
+        self._tell("machine_started", machine, {"version": machine.version, "pid": machine.boot.instance.pid})
         if again:
             self._tell("machine_restarted", machine)
         if machine.state in _BOOTING:
             self._set(machine, "started")
-        instance.on_exit(partial(self._exited, machine, machine.boot))
+
+    async def _suspend(self, machine: Machine) -> None:
+        await asyncio.sleep(self._world.timing.suspend)
+        if machine.boot is None:  # it has ended meanwhile
+            return
+        machine.boot.instance.freeze()
+        machine.boot.frozen = True
+        self._event(machine, "suspend", "suspended", "flyd")
+        self._set(machine, "suspended")
+        self._tell("machine_suspended", machine)
+
+    async def _resume(self, machine: Machine) -> None:
+        if (boot := machine.boot) is None:  # its frozen process was killed meanwhile
+            await self._boot(machine)
+            return
+        boot.instance.thaw()
+        boot.frozen, boot.since = False, self._world.clock.now()
+        self._event(machine, "start", "started", "flyd")
+        detail = {"version": machine.version, "pid": boot.instance.pid, "resumed": True}
+        self._tell("machine_started", machine, detail)
+        self._set(machine, "started")
 
     async def _stop(self, machine: Machine, signal: int, timeout: float) -> None:
         machine.ending = "stop"
@@ -190,9 +253,7 @@ class Life:
     async def _replace(self, machine: Machine, signal: int, timeout: float, *, launch: bool) -> None:
         machine.ending = "replace"
         await self._end(machine, signal, timeout)
-        if machine.volume is not None and not machine.config.mounts:
-            self._detach_later(machine, machine.volume)
-            machine.volume = None
+        self._let_go(machine)
         await asyncio.sleep(self._world.timing.replace)
         if launch:
             await self._boot(machine)
@@ -206,21 +267,51 @@ class Life:
         await self._end(machine, signal, timeout)
         machine.lease = None
         self._event(machine, "destroy", "destroyed", "flyd")
+        machine.host.machines.pop(machine.id, None)
         self._set(machine, "destroyed")
         self._tell("machine_destroyed", machine)
         if machine.volume is not None:
             self._detach_later(machine, machine.volume)
+
+    async def _lose(self, machine: Machine) -> None:
+        """Returns when nothing is left. Once more, for what was still booting when the host died."""
+        machine.ending = "lost"
+        if machine.boot is not None:
+            machine.boot.instance.kill()
+            await machine.boot.ended.wait()
+
+    async def _come_back(self, machine: Machine) -> None:
+        await self._lose(machine)
+        match machine.state:
+            case "destroying":
+                await self._destroy(machine, gracefully=False)
+            case "stopping" | "suspending":
+                self._set(machine, "stopped")
+                self._tell("machine_stopped", machine)
+            case "created" | "starting" | "started" | "restarting" | "replacing":
+                self._let_go(machine)
+                self._set(machine, "starting")
+                await self._boot(machine)
+
+    def _let_go(self, machine: Machine) -> None:
+        """Of a volume that the config does not mount any more."""
+        if machine.volume is not None and not machine.config.mounts:
+            self._detach_later(machine, machine.volume)
+            machine.volume = None
 
     async def _restart_by_policy(self, machine: Machine) -> None:
         await asyncio.sleep(self._world.timing.restart)
         await self._boot(machine, again=True)
 
     async def _end(self, machine: Machine, signal: int, timeout: float) -> None:
-        """Returns when nothing of the processes is left; `timeout` seconds after the signal comes the kill."""
+        """Returns when nothing of the processes is left; `timeout` seconds after the signal comes the kill.
+
+        What is frozen can't obey a signal and is killed at once: its snapshot is thrown away.
+        """
         boot = machine.boot
         if boot is None:
             return
-        if timeout > 0:
+        if timeout > 0 and not boot.frozen:
             boot.instance.signal(signal)
             try:
                 async with asyncio.timeout(timeout):
@@ -237,22 +328,29 @@ class Life:
         """The main process has ended, and nothing that it started is left."""
         now = self._world.clock.now()
         machine.boot = None
+        if machine.ending == "lost" or not machine.host.up:
+            boot.ended.set()
+            return
         machine.active_until = now + self._world.timing.active
-        unasked = machine.ending is None and machine.state == "started" and not self._closed
-        restarting = machine.ending == "restart" or (unasked and self._comes_back(machine, exit_))
-        self._exit_event(machine, exit_, restarting=restarting)
+        unasked = machine.ending is None and machine.state in _RUNNING and not self._closed
+        policy = unasked and machine.state == "started" and self._comes_back(machine, exit_)
+        with because("exit") if unasked else within(machine.origin):
+            self._exit_event(machine, exit_, restarting=policy or machine.ending == "restart")
         boot.ended.set()
         if not unasked:
             return
-        if machine.config.auto_destroy and not restarting:
-            self.destroy(machine)
-        elif restarting:
-            machine.restarts.append(now)
-            self._set(machine, "restarting")
-            self._begin(machine, partial(self._restart_by_policy, machine))
+        if policy:
+            with because("restart policy"):
+                machine.restarts.append(now)
+                self._set(machine, "restarting")
+                self._begin(machine, partial(self._restart_by_policy, machine))
+        elif machine.config.auto_destroy:
+            with because("auto_destroy"):
+                self.destroy(machine)
         else:
-            self._set(machine, "stopped")
-            self._tell("machine_stopped", machine)
+            with because("exit"):
+                self._set(machine, "stopped")
+                self._tell("machine_stopped", machine)
 
     def _comes_back(self, machine: Machine, exit_: Exit) -> bool:
         """Whether the restart policy starts the machine again after an end that nobody asked for."""
@@ -291,6 +389,10 @@ class Life:
     def _set(self, machine: Machine, state: str) -> None:
         machine.state = state
         self._world.touch(machine)
+        if state == "started":
+            self._checks.begin(machine)
+        else:
+            self._checks.end(machine)
         for waiter in machine.waiters:
             if not waiter.found.done() and _satisfied(machine, waiter.states, waiter.version, waiter.after_event):
                 waiter.found.set_result(state)
@@ -366,7 +468,7 @@ def _launch(machine: Machine) -> Launch:
         fly["FLY_PROCESS_GROUP"] = group
     return Launch(
         machine=machine.id,
-        image=config.image,
+        image=machine.runs,
         command=command,
         arguments=arguments,
         environment=config.env | dict(machine.secrets) | process.env | fly,

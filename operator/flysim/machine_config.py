@@ -7,7 +7,7 @@ comes back as a boolean, a mount tells its volume's name and size, and unknown f
 import re
 from typing import Any
 
-from flysim import errors, requests
+from flysim import checks, errors, requests
 from flysim.requests import Guest, MachineConfig
 
 _KNOWN = frozenset(
@@ -51,14 +51,14 @@ def read(sent: dict[str, Any]) -> tuple[MachineConfig, dict[str, Any]]:
     shown: dict[str, Any] = {key: value for key, value in plain.items() if key in _KNOWN}
     config = requests.read_value(MachineConfig, shown)
     _check(config, shown)
-    guest = _guest(config, shown)
+    taken = _guest(config, shown)
     shown.pop("size", None)
-    shown["guest"] = shown.get("guest", {}) | guest.model_dump()
+    shown["guest"] = shown.get("guest", {}) | taken.model_dump()
     shown.setdefault("init", {})
     shown.setdefault("dns", {})
     if isinstance(services := shown.get("services"), list):
         shown["services"] = [_service(service) for service in services]
-    return config.model_copy(update={"guest": guest}), shown
+    return config.model_copy(update={"guest": taken}), shown
 
 
 def _check(config: MachineConfig, shown: dict[str, Any]) -> None:
@@ -75,6 +75,10 @@ def _check(config: MachineConfig, shown: dict[str, Any]) -> None:
         raise errors.not_simulated("more than one process in a machine")
     if config.schedule:
         raise errors.not_simulated("scheduled machines")
+    checks.probes(config)
+    for service in config.services:
+        if service.autostop not in _AUTOSTOP:
+            raise errors.invalid(f"config.services: autostop {service.autostop!r} is not one of off, stop, suspend")
     for entry in config.process.secrets:
         if not entry.env_var:
             raise errors.invalid("config.processes[0].secrets: env_var is required")
@@ -82,22 +86,23 @@ def _check(config: MachineConfig, shown: dict[str, Any]) -> None:
     requests.seconds(config.stop_config.timeout, requests.DEFAULT_STOP_TIMEOUT)
 
 
+def guest(sent: dict[str, Any]) -> Guest:
+    """A guest as it is asked for; without `memory_mb` the least that goes with its CPUs. Raises Refusal (400, 422)."""
+    plain = requests.without_nulls(sent)
+    wanted = requests.read_value(Guest, plain)
+    if "memory_mb" not in plain:
+        least = _MEMORY_PER_CPU.get(wanted.cpu_kind, (0, 0))[0] * wanted.cpus
+        wanted = wanted.model_copy(update={"memory_mb": least})
+    _check_guest(wanted)
+    return wanted
+
+
 def _guest(config: MachineConfig, shown: dict[str, Any]) -> Guest:
     if not config.size:
-        guest = config.guest
-        if "memory_mb" not in shown.get("guest", {}):
-            guest = guest.model_copy(update={"memory_mb": _least_memory(guest)})
-    elif (size := _SIZE.fullmatch(config.size)) is not None:
-        guest = Guest(cpu_kind=size[1].removesuffix("-cpu"), cpus=int(size[2]))
-        guest = guest.model_copy(update={"memory_mb": _least_memory(guest)})
-    else:
+        return guest(shown.get("guest", {}))
+    if (size := _SIZE.fullmatch(config.size)) is None:
         raise errors.guest_refused(f"size {config.size} is not known")
-    _check_guest(guest)
-    return guest
-
-
-def _least_memory(guest: Guest) -> int:
-    return _MEMORY_PER_CPU.get(guest.cpu_kind, (0, 0))[0] * guest.cpus
+    return guest({"cpu_kind": size[1].removesuffix("-cpu"), "cpus": int(size[2])})
 
 
 def _check_guest(guest: Guest) -> None:
@@ -115,11 +120,17 @@ def _check_guest(guest: Guest) -> None:
         )
 
 
-_AUTOSTOP = {"off": False, "stop": True}
+_AUTOSTOP: dict[str | bool, str | bool] = {
+    False: False,
+    True: True,
+    "off": False,
+    "stop": True,
+    "suspend": "suspend",
+}
+"""What may be sent, and how Fly echoes it."""
 
 
 def _service(service: Any) -> Any:
     if not isinstance(service, dict) or "autostop" not in service:
         return service
-    sent = service["autostop"]
-    return service | {"autostop": _AUTOSTOP.get(sent, sent) if isinstance(sent, str) else sent}
+    return service | {"autostop": _AUTOSTOP[service["autostop"]]}

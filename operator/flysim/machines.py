@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from flysim import errors, machine_config, paging, regions, requests, secrets
+from flysim import errors, hosts, machine_config, paging, regions, requests, secrets
 from flysim.call import Answer, Call, answer
+from flysim.hosts import reserves
 from flysim.leases import Leases
 from flysim.life import Life, stop_of
-from flysim.records import App, Machine, Volume, event_json, lease_json, machine_json, old_version_json
-from flysim.requests import LaunchMachine, MachineConfig, SignalMachine, StopConfig
+from flysim.records import App, Host, Machine, Volume, event_json, lease_json, machine_json, old_version_json
+from flysim.requests import Guest, LaunchMachine, MachineConfig, SignalMachine, StopConfig
 from flysim.world import World
 
 _PAGE = 1000
@@ -15,8 +16,10 @@ _EVENTS = range(1, 51)
 _WAIT = range(1, 61)
 _WAIT_STATES = frozenset({"started", "stopped", "suspended", "destroyed", "failed", "settled"})
 _DESTROYABLE = frozenset({"stopped", "suspended", "failed", "created"})
-_STARTABLE = frozenset({"stopped", "failed"})
-_UPDATABLE = frozenset({"started", "stopped", "failed", "created"})
+_STARTABLE = frozenset({"stopped", "suspended", "failed"})
+_UPDATABLE = frozenset({"started", "stopped", "suspended", "failed", "created"})
+_STOPPABLE = frozenset({"started", "starting", "restarting", "suspended"})
+_MOST_SUSPENDED_MB = 2048
 
 
 class Machines:
@@ -31,7 +34,8 @@ class Machines:
 
     async def list_machines(self, call: Call) -> Answer:
         app = self._world.app(call.params["app"])
-        machines = [machine for machine in app.machines.values() if matches(machine, call.query)]
+        there = self._world.lists.shown(app.machines.values())
+        machines = [machine for machine in there if matches(machine, call.query)]
         shown, cursor = paging.page(
             machines, lambda m: (m.created_at, m.id), call.query, now=self._world.clock.now(), most=_PAGE
         )
@@ -95,13 +99,15 @@ class Machines:
         self._check_secrets(app, body)
         places = regions.resolve(body.region)
         volume = self._mountable(app, config, places if body.region else None)
-        machine = self._make(app, body, config, shown, volume.region if volume is not None else places[0])
+        host = self._host(app, config.guest, places, volume)
+        machine = self._make(app, body, config, shown, host)
         call.machine, call.effect = machine.id, "machine created"
         if volume is not None:
             call.volume = volume.id
             self._mount(machine, volume)
         extra = self._with_lease(machine, call, body)
         self._life.create(machine, launch=not body.skip_launch)
+        self._world.touch(machine)
         return answer(200, machine_json(machine) | extra)
 
     async def update_machine(self, call: Call) -> Answer:
@@ -121,6 +127,8 @@ class Machines:
         config, shown = machine_config.read(body.config)
         self._check_mount(machine, config)
         self._check_secrets(machine.app, body)
+        if reserves(machine) or not body.skip_launch:
+            self._check_room(machine, config.guest)
         stop = stop_of(machine)
         self._new_version(machine, body, config, shown)
         call.effect = "machine updated"
@@ -129,7 +137,9 @@ class Machines:
         return answer(200, machine_json(machine) | extra)
 
     async def delete_machine(self, call: Call) -> Answer:
-        machine = self._guarded(call)
+        """Taken even when the host is dead; the machine is `destroying` then, until its host is back."""
+        machine = self._world.standing_machine(call.params["app"], call.params["machine"])
+        self._leases.guard(machine, call)
         force = requests.flag(call.query, "force", "kill")
         if machine.state != "destroying":
             if machine.state not in _DESTROYABLE and not force:
@@ -150,6 +160,8 @@ class Machines:
                 raise errors.wrong_state("start", before)
             if self._world.clock.now() < machine.active_until:
                 raise errors.still_active()
+            if not reserves(machine):
+                self._check_room(machine, machine.config.guest)
             call.effect = "machine started"
             self._life.start(machine)
         return answer(200, {"previous_state": before, "migrated": False, "new_host": ""})
@@ -159,11 +171,34 @@ class Machines:
         body = requests.read(StopConfig, call.body)
         signal, timeout = stop_of(machine)
         signal, timeout = requests.stop_signal(body.signal, signal), requests.seconds(body.timeout, timeout)
-        if machine.state in ("created", "replacing"):
+        if machine.state in ("created", "replacing", "suspending"):
             raise errors.wrong_state("stop", machine.state)
-        if machine.state in ("started", "starting", "restarting"):
+        if machine.state in _STOPPABLE:
             call.effect = "machine stopped"
             self._life.stop(machine, signal, timeout)
+        return answer(200, {"ok": True})
+
+    async def suspend_machine(self, call: Call) -> Answer:
+        machine = self._guarded(call)
+        if machine.state != "started":
+            raise errors.wrong_state("suspend", machine.state)
+        if (why := unsuspendable(machine.config)) is not None:
+            raise errors.not_suspendable(why)
+        call.effect = "machine suspended"
+        self._life.suspend(machine)
+        return answer(200, {"ok": True})
+
+    async def cordon_machine(self, call: Call) -> Answer:
+        return self._cordon(call, cordoned=True)
+
+    async def uncordon_machine(self, call: Call) -> Answer:
+        return self._cordon(call, cordoned=False)
+
+    def _cordon(self, call: Call, *, cordoned: bool) -> Answer:
+        machine = self._guarded(call)
+        if machine.cordoned != cordoned:
+            call.effect = "machine cordoned" if cordoned else "machine uncordoned"
+            self._life.cordon(machine, cordoned=cordoned)
         return answer(200, {"ok": True})
 
     async def restart_machine(self, call: Call) -> Answer:
@@ -174,6 +209,8 @@ class Machines:
         signal = requests.stop_signal(requests.last(call.query, "signal"), signal)
         if machine.state not in ("started", "stopped", "failed"):
             raise errors.wrong_state("restart", machine.state)
+        if not reserves(machine):
+            self._check_room(machine, machine.config.guest)
         call.effect = "machine restarted"
         kill = requests.flag(call.query, "force_stop")
         self._life.restart(machine, signal, 0.0 if kill else timeout)
@@ -182,7 +219,7 @@ class Machines:
     async def signal_machine(self, call: Call) -> Answer:
         machine = self._guarded(call)
         number = requests.any_signal(requests.read(SignalMachine, call.body).signal)
-        if machine.boot is None:
+        if machine.boot is None or machine.boot.frozen:
             raise errors.wrong_state("signal", machine.state)
         call.effect = "machine signalled"
         self._life.signal(machine, number)
@@ -194,7 +231,7 @@ class Machines:
         return self._world.machine(call.params["app"], call.params["machine"])
 
     def _guarded(self, call: Call) -> Machine:
-        """A machine that the caller may change. Raises Refusal (404, 409)."""
+        """A machine that the caller may change. Raises Refusal (404, 408, 409)."""
         machine = self._world.living_machine(call.params["app"], call.params["machine"])
         self._leases.guard(machine, call)
         return machine
@@ -237,9 +274,37 @@ class Machines:
             raise errors.volume_elsewhere(volume.id, volume.region, ", ".join(places))
         return volume
 
-    def _make(
-        self, app: App, body: LaunchMachine, config: MachineConfig, shown: dict[str, Any], region: str
-    ) -> Machine:
+    def _check_room(self, machine: Machine, guest: Guest) -> None:
+        if (lack := hosts.lack(machine.host, guest, but=machine)) is not None:
+            raise errors.host_full(lack)
+
+    def _host(self, app: App, guest: Guest, places: list[str], volume: Volume | None) -> Host:
+        """Where a new machine goes: to its volume, or into the first region that takes it. Raises Refusal."""
+        most = self._world.quotas.machines_per_app
+        if most is not None and sum(machine.state != "destroyed" for machine in app.machines.values()) >= most:
+            raise errors.account_limit(most)
+        if volume is not None:
+            self._check_quota(app, guest, [volume.region])
+            if not volume.host.up or hosts.lack(volume.host, guest) is not None:
+                raise errors.volume_host_full(volume.id)
+            return volume.host
+        for region in self._check_quota(app, guest, places):
+            if (host := self._world.hosts.place(region, guest)) is not None:
+                return host
+        raise errors.region_full()
+
+    def _check_quota(self, app: App, guest: Guest, places: list[str]) -> list[str]:
+        """The regions in which the org may have one more of these guests. Raises Refusal (403) when there is none."""
+        over: dict[str, int] = {}
+        for region in places:
+            most = self._world.quotas.memory_mb.get((app.org, region))
+            if most is not None and (used := self._world.memory_used(app.org, region) + guest.memory_mb) > most:
+                over[region] = used
+        if len(over) == len(places):
+            raise errors.over_quota(app.org, over[places[0]], places[0])
+        return [region for region in places if region not in over]
+
+    def _make(self, app: App, body: LaunchMachine, config: MachineConfig, shown: dict[str, Any], host: Host) -> Machine:
         world, now = self._world, self._world.clock.now()
         address = world.ids.address(world.addresses)
         world.addresses.add(address)
@@ -247,7 +312,8 @@ class Machines:
             id=world.ids.machine(),
             name=body.name or world.ids.machine_name(),
             app=app,
-            region=region,
+            host=host,
+            region=host.region,
             state="created",
             version="",
             shown=shown,
@@ -258,7 +324,7 @@ class Machines:
             updated_at=now,
             cordoned=body.skip_service_registration,
         )
-        app.machines[machine.id] = world.machines[machine.id] = machine
+        app.machines[machine.id] = world.machines[machine.id] = host.machines[machine.id] = machine
         self._new_version(machine, body, config, shown)
         return machine
 
@@ -266,6 +332,7 @@ class Machines:
         """Fixes config and secrets under a new version. Boots of this version get these secrets and no later ones."""
         machine.version = self._world.ids.ulid()
         machine.config, machine.shown = config, shown
+        machine.digests[machine.version], machine.runs = self._world.images.resolve(config.image)
         machine.secrets = {} if body.skip_secrets else secrets.injected(machine.app, config)
         if config.mounts and machine.volume is not None:
             self._mount(machine, machine.volume)
@@ -278,6 +345,13 @@ class Machines:
         machine.shown = machine.versions[machine.version] = machine.shown | {"mounts": [mount]}
         if machine.volume is None:
             self._life.attach(machine, volume)
+
+
+def unsuspendable(config: MachineConfig) -> str | None:
+    """Why a machine with this config can't be suspended; None when it can."""
+    if config.guest.memory_mb > _MOST_SUSPENDED_MB:
+        return f"it has {config.guest.memory_mb} MB of memory, more than {_MOST_SUSPENDED_MB} MB"
+    return "it has swap" if config.init.swap_size_mb else None
 
 
 def matches(machine: Machine, query: requests.Query) -> bool:

@@ -1,6 +1,6 @@
-"""What an org has, over all its apps, and what the platform offers."""
+"""What an org has, over all its apps: what is behind the truth, and leaves out regions that can't be read."""
 
-from flysim import errors, paging, regions, requests
+from flysim import errors, paging, requests
 from flysim.call import Answer, Call, answer
 from flysim.clock import parse_rfc3339, rfc3339_fine
 from flysim.machines import matches
@@ -11,7 +11,7 @@ _PAGE = 1000
 
 
 class Org:
-    """The calls on `/v1/orgs/{org}` and `/v1/platform`."""
+    """The calls on `/v1/orgs/{org}`."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -23,7 +23,7 @@ class Org:
         since = _updated_after(call)
         machines = [
             machine
-            for machine in self._world.machines.values()
+            for machine in self._world.lists.readable(self._world.machines.values())
             if machine.app.org == slug and machine.updated_at > since and matches(machine, call.query)
         ]
         shown, cursor = paging.page(
@@ -43,7 +43,7 @@ class Org:
                 "next_cursor": cursor,
                 "last_machine_id": last.id if last is not None else "",
                 "last_updated_at": rfc3339_fine(last.updated_at) if last is not None else "",
-                "error_regions": [],
+                "error_regions": self._world.lists.error_regions,
             },
         )
 
@@ -55,7 +55,7 @@ class Org:
         places, states = requests.words(call.query, "region"), requests.words(call.query, "state")
         volumes = [
             volume
-            for volume in self._world.volumes.values()
+            for volume in self._world.lists.readable(self._world.volumes.values())
             if volume.app.org == slug
             and volume.updated_at > since
             and (volume.deleted_at is None or deleted)
@@ -78,12 +78,9 @@ class Org:
                 "next_cursor": cursor,
                 "last_volume_id": last.id if last is not None else "",
                 "last_updated_at": rfc3339_fine(last.updated_at) if last is not None else "",
-                "error_regions": [],
+                "error_regions": self._world.lists.error_regions,
             },
         )
-
-    async def platform_regions(self, call: Call) -> Answer:  # noqa: ARG002 - handlers have one form
-        return answer(200, {"Regions": regions.rows(), "Nearest": regions.NEAREST})
 
 
 def _updated_after(call: Call) -> float:

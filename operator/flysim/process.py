@@ -153,6 +153,12 @@ class ProcessRunner:
     async def drop_volume(self, volume_id: str) -> None:
         await asyncio.to_thread(shutil.rmtree, self.volume_path(volume_id), ignore_errors=True)
 
+    async def copy_volume(self, source_id: str, target_id: str) -> None:
+        await asyncio.to_thread(_copy, self.volume_path(source_id), self.volume_path(target_id))
+
+    async def used_bytes(self, volume_id: str) -> int:
+        return await asyncio.to_thread(_bytes, self.volume_path(volume_id))
+
     def log_path(self, machine_id: str) -> Path:
         return self._state.machines / machine_id / "log"
 
@@ -170,6 +176,7 @@ class ProcessInstance:
         self._process = process
         self._mark = mark
         self._family: list[psutil.Process] = []
+        self._frozen: list[psutil.Process] = []
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -179,12 +186,42 @@ class ProcessInstance:
     def signal(self, number: int) -> None:
         if self._process.returncode is not None:
             return
-        # Once the main process is gone, nobody can tell whose children its children were.
-        self._family = psutil.Process(self.pid).children(recursive=True)
+        # Once the main process is gone, nobody can tell whose children its children were. So what was known before a
+        # second signal stays known: the first may have ended it already.
+        self._family = [*{*self._family, *psutil.Process(self.pid).children(recursive=True)}]
         os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Blocks for a few milliseconds. Round by round: a process not yet frozen may have started another."""
+        if self._process.returncode is not None:
+            return
+        self._frozen = []
+        for _ in range(_ROUNDS):
+            fresh = [process for process in self._living() if process not in self._frozen]
+            if not fresh:
+                return
+            for process in fresh:
+                _send(process, signal.SIGSTOP)
+            self._frozen += fresh
+        _log.error("machine %s starts processes faster than SIGSTOP reaches them", self._mark.machine)
+
+    def thaw(self) -> None:
+        """In the order of freezing turned round: a parent goes on when its children do."""
+        for process in reversed(self._frozen):
+            _send(process, signal.SIGCONT)
+        self._frozen = []
+
+    def _living(self) -> list[psutil.Process]:
+        """The main process and all that is known to be of the machine."""
+        try:
+            main = psutil.Process(self.pid)
+            known = [main, *main.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            known = []
+        return known + [process for process in _members(self.pid, self._mark) if process not in known]
 
     def on_exit(self, exited: Callable[[Exit], None]) -> None:
         self._watch = asyncio.create_task(self._wait(exited), name=f"process of {self._mark.machine}")
@@ -222,6 +259,32 @@ def end_leftovers(root: Path) -> None:
     for folder in sorted((root / "machines").glob("*")):
         session = _recorded(folder / "process.json")
         _end_family(session, Mark(folder.name, root.absolute()), [])
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a directory that a machine may be writing to: a file that goes away meanwhile is no error."""
+    try:
+        shutil.copytree(source, target, symlinks=True, ignore=_not_files)
+    except shutil.Error as error:
+        if any(Path(path).exists() for path, *_ in error.args[0]):
+            raise
+
+
+def _not_files(folder: str, names: list[str]) -> list[str]:
+    """Sockets and pipes hold nothing that could be copied."""
+    paths = {name: Path(folder, name) for name in names}
+    return [name for name, path in paths.items() if not (path.is_symlink() or path.is_dir() or path.is_file())]
+
+
+def _bytes(folder: Path) -> int:
+    found = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                found += Path(parent, name).lstat().st_size
+            except FileNotFoundError:  # a machine has just taken it away
+                pass
+    return found
 
 
 def _fill(template: str, names: dict[str, str]) -> str:
@@ -305,6 +368,13 @@ def _wait_ended(process: psutil.Process, seconds: float) -> None:
         poll.poll(seconds * 1000)
     finally:
         os.close(handle)
+
+
+def _send(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
 
 
 def _lives(process: psutil.Process) -> bool:

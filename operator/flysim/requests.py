@@ -36,14 +36,20 @@ class Guest(Body):
 
 
 class Mount(Body):
+    """A volume's place. From `extend_threshold_percent` of it on (0: never) it grows, 0 as its limit is none."""
+
     volume: str = ""
     path: str = ""
+    extend_threshold_percent: int = 0
+    add_size_gb: int = 0
+    size_gb_limit: int = 0
 
 
 class Init(Body):
     exec: list[str] = []
     entrypoint: list[str] = []
     cmd: list[str] = []
+    swap_size_mb: int = 0
 
 
 class Restart(Body):
@@ -73,6 +79,50 @@ class Process(Body):
     ignore_app_secrets: bool = False
 
 
+class Header(Body):
+    name: str = ""
+    values: list[str] = []
+
+
+class Check(Body):
+    """A health check, of a service or of the machine; `port` 0 means the service's own."""
+
+    type: str = ""
+    port: int = 0
+    interval: str | float | None = None
+    timeout: str | float | None = None
+    grace_period: str | float | None = None
+    method: str = "GET"
+    path: str = "/"
+    protocol: str = "http"
+    headers: list[Header] = []
+    tls_skip_verify: bool = False
+
+
+class Port(Body):
+    """A public port, or a range of them."""
+
+    port: int = 0
+    start_port: int = 0
+    end_port: int = 0
+    handlers: list[str] = []
+
+    def takes(self, port: int) -> bool:
+        return port == self.port or (self.start_port > 0 and self.start_port <= port <= self.end_port)
+
+
+class Service(Body):
+    """What the edge may send to a machine. `autostop` is as sent: a word, or the boolean of older callers."""
+
+    protocol: str = "tcp"
+    internal_port: int = 0
+    ports: list[Port] = []
+    checks: list[Check] = []
+    autostart: bool = False
+    autostop: str | bool = False
+    min_machines_running: int = 0
+
+
 class MachineConfig(Body):
     """The part of a machine's config that the simulator acts on."""
 
@@ -85,6 +135,8 @@ class MachineConfig(Body):
     init: Init = Init()
     restart: Restart = Restart()
     stop_config: StopConfig = StopConfig()
+    services: list[Service] = []
+    checks: dict[str, Check] = {}
     processes: list[Process] = []
     auto_destroy: bool = False
     containers: list[Any] = []
@@ -109,6 +161,12 @@ class LaunchMachine(Body):
     skip_secrets: bool = False
     min_secrets_version: int = 0
     current_version: str = ""
+
+
+class Named(Body):
+    """Only the name in the body of a create."""
+
+    name: str = ""
 
 
 class CreateApp(Body):
@@ -154,17 +212,26 @@ class SetSecrets(Body):
     values: dict[str, str | None] = {}
 
 
+class AssignIp(Body):
+    go_type: ClassVar[str] = "main.assignIPRequest"
+    type: str = ""
+    region: str = ""
+    network: str = ""
+    service_name: str = ""
+
+
 class CreateVolume(Body):
     go_type: ClassVar[str] = "main.createVolumeRequest"
     name: str = ""
     region: str = ""
-    size_gb: int = 3
+    size_gb: int | None = None
     encrypted: bool = True
     fstype: str = "ext4"
     snapshot_retention: int = Field(default=5)
     auto_backup_enabled: bool = True
     snapshot_id: str = ""
     source_volume_id: str = ""
+    compute: dict[str, Any] = {}
 
 
 class UpdateVolume(Body):
@@ -176,6 +243,14 @@ class UpdateVolume(Body):
 class ExtendVolume(Body):
     go_type: ClassVar[str] = "main.extendVolumeRequest"
     size_gb: int = 0
+
+
+class GetPlacements(Body):
+    go_type: ClassVar[str] = "main.getPlacementsRequest"
+    org_slug: str = ""
+    region: str = ""
+    compute: dict[str, Any] = {}
+    count: int = 0
 
 
 _Body = TypeVar("_Body", bound=Body)
@@ -292,12 +367,12 @@ def _signal(value: str | int | None, allowed: frozenset[str]) -> int:
     return int(name)
 
 
-def seconds(value: str | float | None, default: float) -> float:
-    """Seconds of a duration: a Go duration text, or nanoseconds as a number. Raises Refusal (400)."""
+def seconds(value: str | float | None, default: float, field: str = "timeout") -> float:
+    """Seconds of a duration: a Go duration text, or nanoseconds as a number. Raises Refusal (400), naming the field."""
     if value is None or value in ("", 0):
         return default
     if not isinstance(value, str):
         return value / 1e9
     if (duration := go_duration(value)) is None:
-        raise errors.invalid(f"timeout: {value!r} is not a duration")
+        raise errors.invalid(f"{field}: {value!r} is not a duration")
     return duration

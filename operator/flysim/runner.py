@@ -52,6 +52,12 @@ class Instance(Protocol):
     def kill(self) -> None:
         """Cuts the power: everything in the machine ends."""
 
+    def freeze(self) -> None:
+        """Everything in the machine stands still until it is thawed; only `kill` still ends it."""
+
+    def thaw(self) -> None:
+        """Everything in the machine goes on where it stood."""
+
     def on_exit(self, exited: Callable[[Exit], None]) -> None:
         """Asks to be told, once, when the main process has ended and nothing that it started is left."""
 
@@ -66,6 +72,16 @@ class Runner(Protocol):
 
     async def drop_volume(self, volume_id: str) -> None:
         """The volume's data is gone afterwards."""
+
+    async def copy_volume(self, source_id: str, target_id: str) -> None:
+        """Makes `target_id` with the data of `source_id` as it is now; either may be a snapshot of a volume.
+
+        Raises:
+            OSError: the data can't be read or written.
+        """
+
+    async def used_bytes(self, volume_id: str) -> int | None:
+        """How much the volume's (or the snapshot's) files hold; None where there are no files."""
 
     def log_path(self, machine_id: str) -> Path | None:
         """Where the machine's output goes."""

@@ -17,22 +17,29 @@ from flysim.call import Answer, Call, answer
 from flysim.clock import Clock
 from flysim.errors import Refusal
 from flysim.faults import Fault, Faults, Order
+from flysim.hardware import Hardware
+from flysim.hosts import Hosts, Size
 from flysim.ids import Ids
+from flysim.ips import Ips
 from flysim.leases import Leases
-from flysim.ledger import Ledger
+from flysim.ledger import Ledger, Origin, because, within
 from flysim.life import Life
 from flysim.limits import Limits
+from flysim.lists import Lists
 from flysim.machines import Machines
 from flysim.metadata import Metadata
 from flysim.org import Org
+from flysim.platform import Platform
 from flysim.regions import NEAREST
-from flysim.requests import CreateApp, Query
+from flysim.requests import CreateApp, Named, Query
 from flysim.runner import Runner
 from flysim.secrets import Secrets
+from flysim.snapshots import Snapshots
 from flysim.volumes import Volumes
 from flysim.world import Timing, World
 
 _log = logging.getLogger(__name__)
+_LONGEST_CAUSE = 200
 _Operation = Callable[[Call], Awaitable[Answer]]
 
 
@@ -48,6 +55,7 @@ class Sim:
         timing: how long things take.
         rate_limits: whether Fly's documented limits are enforced.
         ledger: the file that the record goes to; only in memory without it.
+        hosts: the hosts of regions; a region that is not named has plenty.
     """
 
     def __init__(
@@ -61,27 +69,44 @@ class Sim:
         timing: Timing | None = None,
         rate_limits: bool = False,
         ledger: Path | None = None,
+        hosts: Mapping[str, Sequence[Size]] | None = None,
     ) -> None:
         ids = Ids(random, clock)
-        self.world = World(orgs, clock, ids, Ledger(clock, ledger), timing or Timing(), digest_key=ids.key())
-        self.faults = Faults()
+        timing = timing or Timing()
+        self.world = World(
+            orgs,
+            clock,
+            ids,
+            Ledger(clock, ledger),
+            timing,
+            Hosts(hosts),
+            Lists(clock, timing.list_lag),
+            digest_key=ids.key(),
+        )
+        self.faults = Faults(random)
         self.tokens = frozenset(tokens)
         self.life = Life(self.world, runner)
         self._limits = Limits(clock.now) if rate_limits else None
         self._apps = Apps(self.world, self.life, runner)
-        self._admin = Admin(self.world, self.life, runner, self.faults, self.replace_tokens)
-        self._operations = self._table(runner)
+        self._snapshots = Snapshots(self.world, runner)
+        self._volumes = Volumes(self.world, runner, self._snapshots)
+        hardware = Hardware(self.world, self.life, runner, self._snapshots)
+        self._admin = Admin(self.world, self.life, runner, self.faults, self.replace_tokens, hardware)
+        self._operations = self._table()
 
-    def _table(self, runner: Runner) -> Mapping[str, _Operation]:
+    def _table(self) -> Mapping[str, _Operation]:
         leases = Leases(self.world)
         rooms = (
             self._apps,
             Machines(self.world, self.life, leases),
             leases,
             Metadata(self.world),
-            Volumes(self.world, runner),
+            Ips(self.world),
+            self._volumes,
+            self._snapshots,
             Secrets(self.world),
             Org(self.world),
+            Platform(self.world),
         )
         return {name: getattr(room, name) for room in rooms for name in routes.OPERATIONS if hasattr(room, name)}
 
@@ -92,6 +117,8 @@ class Sim:
     async def close(self) -> None:
         """Ends all machines, and the record."""
         await self._apps.close()
+        await self._snapshots.close()
+        await self._volumes.close()
         await self.life.close()
         self.world.ledger.close()
 
@@ -106,14 +133,16 @@ class Sim:
             body: empty when there is none.
         """
         if path.startswith("/_sim/"):
-            return await self._admin.handle(method, path, query, body)
+            with because("admin"):
+                return await self._admin.handle(method, path, query, body)
         call = Call(method, path, query, headers, body, self.world.clock.now())
         request_id = f"{self.world.ids.ulid()}-{NEAREST}"
         if (route := routes.match(method, path)) is not None:
             call.op, call.params = route
             self._identify(call)
         fault = self._fault(call)
-        reply = await self._reply(call, fault, request_id)
+        with within(Origin(request_id=request_id)):
+            reply = await self._reply(call, fault, request_id)
         self._record(call, reply, fault, request_id)
         return Answer(reply.status, {**reply.headers, "fly-request-id": request_id}, reply.body, reply.cut)
 
@@ -133,6 +162,19 @@ class Sim:
             call.org = requests.last(call.query, "org_slug")
         elif call.org is None and call.app in self.world.apps:
             call.org = self.world.apps[call.app].org
+        call.name = self._name(call)
+
+    def _name(self, call: Call) -> str | None:
+        """The name of the machine or volume that the call is about, or would make."""
+        thing = self.world.machines.get(call.machine or "") or self.world.volumes.get(call.volume or "")
+        if thing is not None:
+            return thing.name
+        if call.op in ("create_machine", "create_volume"):
+            try:
+                return requests.read(Named, call.body).name or None
+            except Refusal:  # answered in its turn
+                pass
+        return None
 
     def _fault(self, call: Call) -> Fault | None:
         facts = {
@@ -140,6 +182,7 @@ class Sim:
             "app": call.app,
             "machine": call.machine,
             "volume": call.volume,
+            "name": call.name,
             "method": call.method,
             "agent": call.headers.get("user-agent", ""),
         }
@@ -201,6 +244,7 @@ class Sim:
                 "status": reply.status,
                 "request_id": request_id,
                 "agent": call.headers.get("user-agent", ""),
+                "cause": call.headers.get("x-cause", "")[:_LONGEST_CAUSE] or None,
                 "fault": {"id": fault.id, "where": fault.order.where} if fault is not None else None,
                 "effect": call.effect,
                 "metadata": {key: value for key, value in metadata.items() if key.startswith("roost_")},

@@ -40,7 +40,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
             ledger=state.ledger,
         )
         server = Server(sim)
-        client = Client(await server.start("127.0.0.1", 0))
+        client = Client(await server.start("127.0.0.1", 0), sim)
 
         async def end() -> None:
             await client.close()

@@ -9,7 +9,9 @@ from typing import Any
 
 import httpx
 import psutil
-from flysim_openapi import check
+from flysim_openapi import check, check_request
+
+from flysim.sim import Sim
 
 TOKEN = "fm2_good"
 DEADLINE = 10.0
@@ -32,10 +34,13 @@ class Reply:
 
 
 class Client:
-    """`call` is any call; the other methods are the ones that stories need all the time."""
+    """`core` is the simulator, where it runs in this process.
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    `call` is any call; the other methods are the ones that stories need all the time.
+    """
+
+    def __init__(self, url: str, core: Sim | None = None) -> None:
+        self.url, self.core = url, core
         self.seen: set[tuple[str, str]] = set()
         self._http = httpx.AsyncClient(base_url=url, trust_env=False, verify=False, timeout=30)
 
@@ -50,14 +55,18 @@ class Client:
         *,
         token: str | None = TOKEN,
         nonce: str | None = None,
+        departs: str = "",
         **query: Any,
     ) -> Reply:
+        """A body must be one that Fly's document knows, unless it is said in what it `departs` from it."""
         headers = {"authorization": f"Bearer {token}"} if token is not None else {}
         if nonce is not None:
             headers["fly-machine-lease-nonce"] = nonce
         content = json.dumps(body) if body is not None else None
         answer = await self._http.request(method, path, content=content, headers=headers, params=query)
         assert answer.headers["fly-request-id"]
+        if answer.status_code < 400 and content is not None and not departs:
+            check_request(method, path, content.encode())
         self.seen.add(check(method, path, answer.status_code, answer.headers.get("content-type", ""), answer.content))
         return Reply(answer.status_code, answer.headers, answer.content)
 

@@ -1,7 +1,8 @@
-"""Fly's own OpenAPI document as a judge of answers, made strict, with a list of where Fly itself departs from it.
+"""Fly's own OpenAPI document as a judge of calls, made strict, with a list of where Fly itself departs from it.
 
 The document makes every field optional and forbids none, so on its own it would pass almost anything. Here an object
-with declared fields may hold no others, and everything that the simulator answers beyond it stands below with a reason.
+with declared fields may hold no others, and everything that the simulator answers or takes beyond it stands below with
+a reason. A body that the simulator refuses may be anything.
 """
 
 import json
@@ -29,6 +30,7 @@ EXTRA_FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     "ListAppsResponse": {"next_cursor": ({"type": "string"}, NEWER)},
     "Volume": {"host_dedication_key": ({"type": "string"}, DOCS)},
     "OrgVolume": {"host_dedication_key": ({"type": "string"}, DOCS)},
+    "IPAssignment": {"network": ({"type": "string"}, NEWER)},
     "OrgVolumesResponse": {"error_regions": ({"type": "array", "items": {"type": "string"}}, NEWER)},
 }
 NULLABLE: dict[str, dict[str, str]] = {
@@ -39,6 +41,25 @@ NULLABLE: dict[str, dict[str, str]] = {
 OTHER_TYPES: dict[str, dict[str, tuple[Any, str]]] = {
     "fly.MachineService": {"autostop": ({"enum": [False, True, "suspend"]}, LIVE)},
     "fly.StopConfig": {"timeout": ({"type": ["string", "number"]}, "Fly's client reads numbers as nanoseconds")},
+}
+CLIENT = "sent by Fly's own client, and taken"
+REQUEST_FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
+    "CreateAppRequest": {
+        "app_name": ({"type": "string"}, "the name in Fly's documentation, still taken"),
+        "idempotency_key": ({"type": "string"}, NEWER),
+    },
+}
+REQUEST_TYPES: dict[str, dict[str, tuple[Any, str]]] = {
+    "fly.MachineService": {"autostop": ({"enum": [False, True, "off", "stop", "suspend"]}, "old and new form")},
+    "fly.StopConfig": {"timeout": ({"type": ["string", "number"]}, "numbers are nanoseconds")},
+    "StopRequest": {"timeout": ({"type": ["string", "number"]}, "numbers are nanoseconds")},
+    "SignalRequest": {"signal": ({"type": ["string", "integer"]}, CLIENT)},
+    "AppSecretsUpdateRequest": {
+        "values": ({"type": "object", "additionalProperties": {"type": ["string", "null"]}}, "null deletes")
+    },
+    "updateMetadataRequest": {
+        "metadata": ({"type": "object", "additionalProperties": {"type": ["string", "null"]}}, "null deletes")
+    },
 }
 MORE_STATUS_CODES = {"volume_placement_capacity": NEWER, "name_taken": NEWER}
 
@@ -80,6 +101,27 @@ _REGIONS = {
     "required": ["Regions", "Nearest"],
     "additionalProperties": False,
 }
+_PLACEMENT = {
+    "type": "object",
+    "properties": {"Region": {"type": "string"}, "Count": {"type": "integer"}, "Concurrency": {"type": "integer"}},
+    "required": ["Region", "Count", "Concurrency"],
+    "additionalProperties": False,
+}
+_PLACEMENTS = {
+    "type": "object",
+    "properties": {"Regions": {"type": "array", "items": _PLACEMENT}},
+    "required": ["Regions"],
+    "additionalProperties": False,
+}
+_JOB_FIELDS = ("id", "app_id", "volume_id", "state", "type", "message", "created_at", "updated_at", "graph_id")
+_BACKUP = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in _JOB_FIELDS} | {"finished_at": {"type": ["string", "null"]}},
+    "required": [*_JOB_FIELDS, "finished_at"],
+    "additionalProperties": False,
+}
+_MESSAGE = {"type": "object", "properties": {"backup": _BACKUP}, "required": ["backup"], "additionalProperties": False}
+_JOB = {"type": "object", "properties": {"Msg": _MESSAGE}, "required": ["Msg"], "additionalProperties": False}
 _MACHINE = "/apps/{app_name}/machines/{machine_id}"
 OTHER_ANSWERS: dict[tuple[str, str, int], tuple[Any, str]] = {
     ("POST", "/apps", 201): (_CREATED_APP, DOCS),
@@ -87,11 +129,16 @@ OTHER_ANSWERS: dict[tuple[str, str, int], tuple[Any, str]] = {
     ("POST", f"{_MACHINE}/start", 200): (_STARTED, DOCS),
     ("POST", f"{_MACHINE}/stop", 200): (_OK, DOCS),
     ("POST", f"{_MACHINE}/restart", 200): (_OK, DOCS),
+    ("POST", f"{_MACHINE}/suspend", 200): (_OK, DOCS),
+    ("POST", f"{_MACHINE}/cordon", 200): (_OK, DOCS),
+    ("POST", f"{_MACHINE}/uncordon", 200): (_OK, DOCS),
     ("POST", f"{_MACHINE}/signal", 200): (_OK, DOCS),
     ("GET", f"{_MACHINE}/lease", 200): (_LEASE, DOCS),
     ("POST", f"{_MACHINE}/lease", 201): (_LEASE, DOCS),
     ("DELETE", f"{_MACHINE}/lease", 200): (_RELEASED, DOCS),
+    ("POST", "/apps/{app_name}/volumes/{volume_id}/snapshots", 200): (_JOB, DOCS),
     ("GET", "/platform/regions", 200): (_REGIONS, LIVE),
+    ("POST", "/platform/placements", 200): (_PLACEMENTS, LIVE),
 }
 _LEASE_ERROR = {
     "type": "object",
@@ -122,6 +169,18 @@ def check(method: str, path: str, status: int, content_type: str, body: bytes) -
     return method, template
 
 
+def check_request(method: str, path: str, body: bytes) -> None:
+    """Fails when the document does not allow this body, which the simulator has taken."""
+    template, operation = _operation(method, path.removeprefix("/v1"))
+    if not body:
+        return
+    assert "requestBody" in operation, f"{method} {template}: the document has no body here, sent {body!r}"
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    judge = _validator(json.dumps(schema), of="requests")
+    errors = [f"{error.json_path}: {error.message}" for error in judge.iter_errors(json.loads(body))]
+    assert not errors, f"body of {method} {path}: {errors}"
+
+
 def _schema_of(method: str, template: str, operation: dict[str, Any], status: int) -> dict[str, Any] | None:
     if (method, template, status) in OTHER_ANSWERS:
         schema: dict[str, Any] = OTHER_ANSWERS[method, template, status][0]
@@ -145,22 +204,23 @@ def _operation(method: str, path: str) -> tuple[str, dict[str, Any]]:
 
 
 @cache
-def _validator(schema: str) -> Draft202012Validator:
-    resource = Resource.from_contents(_document(), default_specification=DRAFT202012)
+def _validator(schema: str, of: str = "answers") -> Draft202012Validator:
+    resource = Resource.from_contents(_document(of), default_specification=DRAFT202012)
     registry: Registry[Any] = Registry().with_resource("urn:fly", resource)
     absolute = schema.replace('"#/components', '"urn:fly#/components')
     return Draft202012Validator(json.loads(absolute), registry=registry)
 
 
 @cache
-def _document() -> dict[str, Any]:
+def _document(of: str = "answers") -> dict[str, Any]:
     document: dict[str, Any] = json.loads(_DOCUMENT.read_bytes())
     schemas = document["components"]["schemas"]
     for schema in schemas.values():
         _make_strict(schema)
-    for name, fields in EXTRA_FIELDS.items():
+    extra, other = (EXTRA_FIELDS, OTHER_TYPES) if of == "answers" else (REQUEST_FIELDS, REQUEST_TYPES)
+    for name, fields in extra.items():
         schemas[name]["properties"] |= {field: declared for field, (declared, _) in fields.items()}
-    for name, changes in OTHER_TYPES.items():
+    for name, changes in other.items():
         schemas[name]["properties"] |= {field: declared for field, (declared, _) in changes.items()}
     for name, nullable in NULLABLE.items():
         for field in nullable:

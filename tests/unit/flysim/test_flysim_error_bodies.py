@@ -12,25 +12,21 @@ from flysim_client import Client, Make, Reply, on
 CASES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "fly-error-bodies.json").read_bytes())[
     "cases"
 ]
-NEEDS_HOSTS = "the simulator has no hosts and no quotas that could be full"
+OTHER_PLACE = "only in the tests of Fly's own client; the simulator's region is full with 422"
 OTHER_CLIENT = "an older wording of the same refusal; the newer one is provoked"
 GUESSED = "a guess in its source; another status or wording is documented or chosen"
 
 ORDERED_ONLY = {
-    "insufficient resources to create new machine with existing volume": NEEDS_HOSTS,
-    "aborted: could not reserve resource": NEEDS_HOSTS,
-    "over the allowed quota": NEEDS_HOSTS,
-    "no capacity": NEEDS_HOSTS,
-    "out of capacity": NEEDS_HOSTS,
-    "could not find a candidate host": NEEDS_HOSTS,
-    "add a payment method": NEEDS_HOSTS,
-    "request timeout": NEEDS_HOSTS,
+    "insufficient resources to create new machine with existing volume '": OTHER_CLIENT,
+    "out of capacity": OTHER_PLACE,
+    "request timeout": GUESSED,
     "machine is already being updated": OTHER_CLIENT,
     "machine_version mismatch: current_version": GUESSED,
     "unauthorized": GUESSED,
     "uniqueness constraint violated": "a race inside Fly's database",
     "The GraphQL API no longer": "another API",
 }
+ORDERED_ONLY_FROM = {("updateMachine", "volume not found"): GUESSED, ("createVolume", "no capacity"): OTHER_CLIENT}
 
 
 async def created(fly: Client) -> Reply:
@@ -126,6 +122,51 @@ async def broken(fly: Client) -> Reply:
     return await fly.call("GET", "/v1/apps/ada")
 
 
+async def no_host(fly: Client) -> Reply:
+    await fly.sim("POST", "hosts", {"region": "iad", "hosts": []})
+    return await fly.create(await fly.app(), region="iad")
+
+
+async def no_room_for_a_volume(fly: Client) -> Reply:
+    await fly.sim("POST", "hosts", {"region": "ams", "hosts": []})
+    return await fly.call("POST", f"{await fly.app()}/volumes", {"name": "data", "region": "ams"})
+
+
+async def no_room_beside_the_volume(fly: Client) -> Reply:
+    app = await fly.app()
+    await fly.sim("POST", "hosts", {"region": "ams", "hosts": [{"slots": 1}]})
+    volume = await fly.volume(app)
+    await fly.create(app, region="ams")
+    return await fly.create(app, config=on(volume))
+
+
+async def grown(fly: Client, size: dict[str, int], guest: dict[str, Any]) -> Reply:
+    """A machine on a host of this size is made as large as this."""
+    await fly.sim("POST", "hosts", {"region": "iad", "hosts": [size]})
+    machine = await fly.machine(await fly.app(), region="iad")
+    return await fly.call("POST", machine, {"config": {"image": "sleeper", "guest": guest}})
+
+
+async def too_few_cpus(fly: Client) -> Reply:
+    return await grown(fly, {"cpus": 1}, {"cpus": 2})
+
+
+async def too_little_memory(fly: Client) -> Reply:
+    return await grown(fly, {"memory_mb": 256}, {"memory_mb": 512})
+
+
+async def over_quota(fly: Client) -> Reply:
+    await fly.sim("POST", "quotas", {"org": "Kilo", "memory_mb": {"dfw": 255}})
+    return await fly.create(await fly.app(org="Kilo"), region="dfw")
+
+
+async def no_payment(fly: Client) -> Reply:
+    await fly.sim("POST", "quotas", {"machines_per_app": 1})
+    app = await fly.app()
+    await fly.create(app)
+    return await fly.create(app)
+
+
 SLOW, STRICT = {"prepare": 60, "replace": 60, "active": 60}, {"rate_limits": True}
 Provoke = Callable[[Client], Awaitable[Reply]]
 PROVOKED: dict[tuple[str, str], tuple[Provoke, dict[str, Any]]] = {
@@ -145,6 +186,13 @@ PROVOKED: dict[tuple[str, str], tuple[Provoke, dict[str, Any]]] = {
     ("stopMachine", "cannot unmarshal array"): (array, {}),
     ("waitMachine", "failed to reach desired state"): (late, SLOW),
     ("deleteMachine", "machine not found"): (no_machine, {}),
+    ("createMachine", "could not find a candidate host"): (no_host, {}),
+    ("createVolume", "aborted: no capacity"): (no_room_for_a_volume, {}),
+    ("createMachine", "with existing volume id"): (no_room_beside_the_volume, {}),
+    ("updateMachine", "insufficient CPUs"): (too_few_cpus, {}),
+    ("updateMachine", "insufficient memory"): (too_little_memory, {}),
+    ("createMachine", "over the allowed quota"): (over_quota, {"orgs": ("Kilo",)}),
+    ("createMachine", "add a payment method"): (no_payment, {}),
     ("any", "rate limit exceeded"): (too_many, STRICT),
     ("any", "internal"): (broken, {}),
 }
@@ -159,12 +207,13 @@ def provoked(case: dict[str, Any]) -> tuple[Provoke, dict[str, Any]] | None:
 
 def ordered(case: dict[str, Any]) -> bool:
     known = any(text in case["body"]["error"] for text in ORDERED_ONLY)
-    return known or (case["op"], case["body"]["error"]) == ("updateMachine", "volume not found")
+    return known or (case["op"], case["body"]["error"]) in ORDERED_ONLY_FROM
 
 
 def plain(body: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs from one time to the next: ids, and the state in which a wait gave up."""
-    text = re.sub(r"\b(vol_)?[0-9a-z]*\d[0-9a-z]{8,}\b", "ID", body["error"])
+    """Without what differs from one time to the next: ids, amounts, and the state in which a wait gave up."""
+    text = re.sub(r"\b(vol_[0-9a-z]+|[0-9a-z]*\d[0-9a-z]{8,})\b", "ID", body["error"])
+    text = re.sub(r"using \d+ MB", "using N MB", text)
     return body | {"error": re.sub(r"currently \w+$", "currently STATE", text)}
 
 

@@ -165,6 +165,7 @@ async def test_the_ledger_tells_calls_and_what_became_true(fly: Client, tmp_path
         "status": 200,
         "request_id": "",
         "agent": "",
+        "cause": None,
         "fault": None,
         "effect": "machine created",
         "metadata": {"roost_name": "ada"},

@@ -10,6 +10,7 @@ from flysim import clock, regions
 from flysim.clock import Clock
 from flysim.errors import Refusal
 from flysim.ids import Ids
+from flysim.images import Images
 from flysim.process import StateDirectory
 from flysim.records import image_ref
 
@@ -65,7 +66,7 @@ def test_every_alias_leads_to_regions_that_there_are() -> None:
     ],
 )
 def test_image_references_in_parts(image: str, parts: tuple[str, str, str, str | None]) -> None:
-    ref = image_ref(image)
+    ref = image_ref(image, Images().resolve(image)[0])
     assert (ref["registry"], ref["repository"], ref["tag"]) == parts[:3]
     assert ref["digest"] == parts[3] if parts[3] else re.fullmatch(r"sha256:[0-9a-f]{64}", ref["digest"])
 

@@ -239,6 +239,20 @@ async def test_a_main_process_killed_from_outside_takes_what_is_known_by_group_o
     os.kill(pids[3], signal.SIGKILL)
 
 
+async def test_a_machine_that_is_killed_twice_takes_everything_with_it_too(fly: Client) -> None:
+    """The second kill finds no children any more; the first one's are remembered."""
+    assert fly.core is not None
+    machine, pids = await family(fly, await fly.app(), restart={"policy": "no"})
+    boot = fly.core.world.machines[machine.rsplit("/", 1)[1]].boot
+    assert boot is not None
+    boot.instance.kill()
+    while alive(pids[0]):  # not awaited: the loop must not have reaped it yet
+        pass
+    boot.instance.kill()
+    await fly.wait(machine, "stopped")
+    assert [pid for pid in pids if alive(pid)] == []
+
+
 async def test_a_machine_of_another_simulator_is_left_alone_whatever_its_id(make: Make) -> None:
     """With one seed both have the same ids."""
     one, two = await make(seed=7), await make(seed=7)

@@ -3,108 +3,19 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 from flysim_client import TOKEN
-from flysim_openapi import check
+from flysim_world import EPOCH, World, make_world, manner, passing
 
 from flysim.call import Answer
 from flysim.clock import Clock
-from flysim.runner import BootError, Exit, Launch
+from flysim.runner import Exit
 from flysim.sim import Sim
+from flysim.virtual import VirtualRunner
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
-EPOCH = 1_800_000_000.0
-
-
-@dataclass
-class Puppet:
-    """A machine without a process: it ends when it is told to, unless it is stubborn, or at once when it is brief."""
-
-    manner: str = ""
-    pid: int | None = None
-    exited: Callable[[Exit], None] | None = None
-    ended: bool = False
-
-    def signal(self, number: int) -> None:
-        if self.manner != "stubborn":
-            self.end(Exit(signal=number))
-
-    def kill(self) -> None:
-        self.end(Exit(signal=9))
-
-    def on_exit(self, exited: Callable[[Exit], None]) -> None:
-        self.exited = exited
-        if self.manner == "brief":
-            self.end(Exit(code=0))
-
-    def end(self, exit_: Exit) -> None:
-        if self.exited is not None:
-            exited, self.exited, self.ended = self.exited, None, True
-            exited(exit_)
-
-
-@dataclass
-class Puppets:
-    """The seam behind which processes are elsewhere."""
-
-    booted: list[Puppet] = field(default_factory=list)
-
-    async def start(self, launch: Launch) -> Puppet:
-        if launch.image != "puppet":
-            raise BootError("no such image")
-        puppet = Puppet("".join(launch.arguments))
-        self.booted.append(puppet)
-        if puppet.manner == "slow":
-            await asyncio.sleep(5)
-        return puppet
-
-    def make_volume(self, volume_id: str) -> None: ...
-
-    async def drop_volume(self, volume_id: str) -> None: ...
-
-    def log_path(self, machine_id: str) -> None: ...
-
-    def volume_path(self, volume_id: str) -> None: ...
-
-
-async def passing(seconds: float) -> None:
-    """Lets virtual time pass."""
-    await asyncio.sleep(seconds)
-
-
-@dataclass
-class World:
-    sim: Sim
-    puppets: Puppets
-    clock: Clock
-
-    async def call(self, method: str, path: str, body: Any = None, nonce: str = "", **query: Any) -> Answer:
-        headers = {"authorization": f"Bearer {TOKEN}"} | ({"fly-machine-lease-nonce": nonce} if nonce else {})
-        content = json.dumps(body).encode() if body is not None else b""
-        answer = await self.sim.handle(method, path, {k: [str(v)] for k, v in query.items()}, headers, content)
-        check(method, path, answer.status, answer.headers.get("content-type", ""), answer.body)
-        return answer
-
-    async def json(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
-        answer = await self.call(method, path, body, **query)
-        assert answer.status < 300, answer.body
-        return json.loads(answer.body)
-
-    async def machine(self, **fields: Any) -> str:
-        made = await self.json("POST", "/v1/apps/ada/machines", {"config": {"image": "puppet"}} | fields)
-        return f"/v1/apps/ada/machines/{made['id']}"
-
-
-async def make_world(*, rate_limits: bool = False) -> World:
-    clock, puppets = Clock(EPOCH), Puppets()
-    sim = Sim(puppets, clock, random.Random(1), tokens=[TOKEN], rate_limits=rate_limits)
-    world = World(sim, puppets, clock)
-    await world.json("POST", "/v1/apps", {"name": "ada", "org_slug": "personal"})
-    return world
 
 
 @pytest.fixture
@@ -149,12 +60,12 @@ async def test_retries_count_within_five_minutes(world: World) -> None:
     machine = await world.machine(config={"image": "puppet", "restart": {"policy": "on-failure", "max_retries": 2}})
     await world.json("GET", f"{machine}/wait")
     for _ in range(6):
-        world.puppets.booted[-1].end(Exit(code=1))
+        world.puppet.end(Exit(code=1))
         await world.json("GET", f"{machine}/wait")
         await passing(180)
-    world.puppets.booted[-1].end(Exit(code=1))
+    world.puppet.end(Exit(code=1))
     await world.json("GET", f"{machine}/wait")
-    world.puppets.booted[-1].end(Exit(code=1))
+    world.puppet.end(Exit(code=1))
     assert (await world.json("GET", machine))["state"] == "stopped", "the third within five minutes"
 
 
@@ -188,7 +99,7 @@ async def test_a_wait_does_not_miss_a_short_stay(world: World) -> None:
 async def test_a_machine_that_is_ended_while_it_boots_is_not_lost(world: World, order: str) -> None:
     machine = await world.machine(config={"image": "puppet", "init": {"cmd": ["slow"]}})
     await passing(1)
-    (puppet,) = world.puppets.booted
+    puppet = world.puppet
     assert (await world.json("GET", machine))["state"] == "starting"
     match order:
         case "destroy":
@@ -202,8 +113,8 @@ async def test_a_machine_that_is_ended_while_it_boots_is_not_lost(world: World, 
             await passing(10)
         case _:
             await world.sim.close()
-    assert puppet.ended
-    assert len(world.puppets.booted) == 1
+    assert puppet.ended is not None
+    assert puppet is world.puppet, "and it was not booted again"
 
 
 async def test_a_call_that_is_held_back_has_no_effect_before(world: World) -> None:
@@ -240,8 +151,9 @@ async def test_the_same_seed_and_times_give_the_same_answers() -> None:
 
     runs = []
     for _ in range(2):
-        sim = Sim(Puppets(), Clock(EPOCH), random.Random(5), tokens=[TOKEN])
-        world = World(sim, Puppets(), Clock(EPOCH))
+        clock, runner = Clock(EPOCH), VirtualRunner(manner)
+        sim = Sim(runner, clock, random.Random(5), tokens=[TOKEN])
+        world = World(sim, runner, clock)
         answers = [await world.call("POST", "/v1/apps", {"name": "ada", "org_slug": "personal"})]
         answers += [await world.call("POST", "/v1/apps/ada/volumes", {"name": "data"})]
         answers += [await world.call("POST", "/v1/apps/ada/machines", {"config": {"image": "puppet"}})]
@@ -257,4 +169,4 @@ async def test_at_the_end_even_stubborn_machines_get_a_short_grace_only(world: W
     before = world.clock.now()
     await world.sim.close()
     assert world.clock.now() - before == pytest.approx(2.0, abs=0.01)
-    assert [puppet.exited for puppet in world.puppets.booted] == [None, None]
+    assert [puppet.ended for puppet in world.runner.machines.values()] == [Exit(signal=9)] * 2

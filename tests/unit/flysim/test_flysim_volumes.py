@@ -54,8 +54,10 @@ async def test_defaults(fly: Client) -> None:
         ({"size_gb": 501}, 400),
         ({"snapshot_retention": 61}, 400),
         ({"region": "eu"}, 400),
-        ({"snapshot_id": "vs_1"}, 501),
-        ({"source_volume_id": "vol_1"}, 501),
+        ({"snapshot_id": "vs_1"}, 404),
+        ({"source_volume_id": "vol_1"}, 404),
+        ({"snapshot_id": "vs_1", "source_volume_id": "vol_1"}, 400),
+        ({"compute": {"memory_mb": 300}}, 422),
     ],
 )
 async def test_bad_volumes_are_refused(fly: Client, fields: dict[str, Any], status: int) -> None:
