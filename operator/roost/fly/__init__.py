@@ -1,5 +1,5 @@
-"""The Fly Machines API: how it is called, what it answers, how it fails, and one list of machines for everybody.
+"""The Fly Machines API: how it is called, what it answers, how it fails, and one list of things for everybody.
 
-Modules: `client` (and its `limits`), `types`, `errors`, `refresher`. Nothing here decides anything about an Agent, and
-nothing here tries a call a second time: planners do.
+Modules: `client` (with its `limits` and `breaker`), `types`, `errors`, `refresher`. Nothing here decides anything about
+an Agent, and nothing here tries a call a second time: planners do.
 """

@@ -1,7 +1,8 @@
 """The Fly Machines API, one method a call. Each docstring is a contract: what it does, and what to do when in doubt.
 
 Promises: a call ends, within a bound, in a parsed answer or in exactly one `FlyError`; it waits for the documented rate
-limits before it sends, never after; the credential is asked for at each call, so a replaced token is used at once.
+limits before it sends, never after; the credential is asked for at each call, so a replaced token is used at once;
+while Fly answers nobody, calls are refused as Unavailable without being sent, but for a probe now and then.
 Never: sends a change twice (the planner decides; only a read whose connection was cut is sent once more, by the HTTP
 library), follows a redirect, logs, or holds any state of a machine.
 
@@ -11,11 +12,13 @@ Source of paths and fields: Fly's OpenAPI document and "Working with the Machine
 """
 
 import asyncio
+import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Literal, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -26,7 +29,20 @@ from httpx_aiohttp import AiohttpTransport
 
 from roost import __version__
 from roost.fly import types
-from roost.fly.errors import FlyError, Invalid, RateLimited, TokenMissing, classify, is_read, unanswered
+from roost.fly.breaker import Breaker
+from roost.fly.errors import (
+    AccountLimit,
+    Ambiguous,
+    Conflict,
+    FlyError,
+    Invalid,
+    RateLimited,
+    TokenMissing,
+    Unavailable,
+    classify,
+    is_read,
+    unanswered,
+)
 from roost.fly.limits import COMMON, DELETE_APP, GET_MACHINE, Limit, Limits, WaitTooLong
 
 PUBLIC_API: Final = "https://api.machines.dev"
@@ -40,6 +56,7 @@ Observer = Callable[[str, str, float, float], None]
 Token = Callable[[], Awaitable[str | None]]
 Json = Mapping[str, Any]
 Query = dict[str, str]
+IpType = Literal["v6", "shared_v4", "v4", "private_v6"]
 _T = TypeVar("_T")
 _NO_QUERY: Final[Query] = {}
 
@@ -106,6 +123,8 @@ class Fly:
         self._token, self._observer, self._clock = token, observer, clock
         self._base = base_url.rstrip("/") + "/v1"
         self._limits = Limits(clock)
+        self._breaker = Breaker(clock, random.Random())  # noqa: S311 - jitter
+        self._silent_since = ""
         self._max_throttle = max_throttle_seconds
         self._known_token = ""
         self._authorization: str | None = None
@@ -123,6 +142,11 @@ class Fly:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._http.aclose()
+
+    @property
+    def silent(self) -> bool:
+        """Whether Fly answers no call at present, so that calls are refused without being sent."""
+        return self._breaker.is_open
 
     # --- Apps ----------------------------------------------------------------------------------------------------
 
@@ -143,6 +167,17 @@ class Fly:
     async def get_app(self, name: str) -> types.App:
         """Raises NotFound, and Unauthorized also when the app belongs to an org that the credential is not for."""
         return await self._call("get_app", "GET", f"/apps/{_segment('get_app', name)}", types.parse_app, key=name)
+
+    async def list_apps(self, org: str) -> list[types.App]:
+        """All apps of an org that the credential sees, all pages, or an error. An empty list proves no absence."""
+
+        async def page(cursor: str | None) -> types.AppsPage:
+            query = {"org_slug": org, "limit": str(PAGE)} | ({"cursor": cursor} if cursor else {})
+            return await self._call(
+                "list_apps", "GET", "/apps", lambda data: types.parse_apps_page(org, data), key=org, query=query
+            )
+
+        return [app async for found in _pages("list_apps", page) for app in found.apps]
 
     async def delete_app(self, name: str) -> None:
         """Deletes an app **and every machine and volume in it**: list both first. Accepted; done a moment later.
@@ -169,6 +204,38 @@ class Fly:
             if error.status:
                 _hush(error)
             raise
+
+    async def list_secret_names(self, app: str) -> list[str]:
+        """The names of an app's secrets; Fly never tells their values."""
+        path = f"/apps/{_segment('list_secret_names', app)}/secrets"
+        return await self._call("list_secret_names", "GET", path, types.parse_secret_names, key=app)
+
+    async def list_ips(self, app: str) -> list[types.Ip]:
+        """The addresses of an app. They are gone with it."""
+        path = f"/apps/{_segment('list_ips', app)}/ip_assignments"
+        return await self._call("list_ips", "GET", path, types.parse_ips, key=app)
+
+    async def assign_ip(self, app: str, kind: IpType, *, network: str | None = None) -> None:
+        """Gives an app an address of this kind, which it may have already.
+
+        Args:
+            app: the app.
+            kind: `v6` and `shared_v4` are free, `v4` costs; `private_v6` is reached from a private network only.
+            network: that network, for `private_v6`: Fly does **not** take the app's own by itself.
+
+        Raises:
+            AccountLimit: the account may not have one.
+            Ambiguous: `list_ips`. Repeating is harmless for `shared_v4`, a second `v4` would be paid for.
+        """
+        body = {"type": kind} | ({"network": network} if network else {})
+        path = f"/apps/{_segment('assign_ip', app)}/ip_assignments"
+        try:
+            await self._call("assign_ip", "POST", path, _ignore, key=app, body=body)
+        except AccountLimit:
+            raise
+        except (Conflict, Invalid) as error:
+            if error.status not in (409, 422):  # how Fly says that the app has it, as clients of it have seen
+                raise
 
     # --- Machines ------------------------------------------------------------------------------------------------
 
@@ -262,6 +329,18 @@ class Fly:
         """
         await self._act("stop", app, machine_id, body={"signal": signal, "timeout": f"{timeout_seconds}s"})
 
+    async def suspend_machine(self, app: str, machine_id: str) -> None:
+        """Writes a started machine's memory down and halts it; returns before it is suspended.
+
+        It still takes its place on the host. Fly wants at most 2 GB of memory, no swap and no schedule. A later start
+        goes on where it was, or boots as after a stop when the snapshot could not be kept.
+
+        Raises:
+            NotYet: it is not started, or is of a kind that can't be suspended (Fly's words for that are not known).
+            Ambiguous: `get_machine`; repeating is harmless.
+        """
+        await self._act("suspend", app, machine_id)
+
     async def restart_machine(
         self, app: str, machine_id: str, *, signal: str = "SIGTERM", timeout_seconds: int = 30
     ) -> None:
@@ -347,7 +426,7 @@ class Fly:
         app: str,
         name: str,
         region: str,
-        size_gb: int,
+        size_gb: int | None,
         *,
         snapshot_retention_days: int | None = None,
         snapshot_id: str | None = None,
@@ -360,7 +439,8 @@ class Fly:
             app: the app it belongs to.
             name: need not be unique.
             region: one region.
-            size_gb: GiB, at most 500; not smaller than the source's.
+            size_gb: GiB, at most 500; not smaller than the snapshot's volume. None for a fork, which is as large as
+                its source.
             snapshot_retention_days: 1 to 60; Fly's default is 5.
             snapshot_id: restore this one.
             source_volume_id: fork this one.
@@ -368,21 +448,34 @@ class Fly:
 
         Raises:
             Capacity: region: try the next.
+            SnapshotMissing: there is no such snapshot, it has expired, or it is somebody else's.
+            VolumeMissing: the source to fork is gone.
             Ambiguous: **never repeat**, names are not unique and a second volume would be made. `list_volumes`, twice
                 and far enough apart, because the list lags.
         """
         optional = {
+            "size_gb": size_gb,
             "snapshot_retention": snapshot_retention_days,
             "snapshot_id": snapshot_id,
             "source_volume_id": source_volume_id,
             "compute": compute,
         }
-        body = {"name": name, "region": region, "size_gb": size_gb, "encrypted": True}
+        body: dict[str, Any] = {"name": name, "region": region, "encrypted": True}
         body |= {field: value for field, value in optional.items() if value is not None}
         path = f"/apps/{_segment('create_volume', app)}/volumes"
         return await self._call("create_volume", "POST", path, _volume(app), key=app, body=body)
 
-    async def extend_volume(self, app: str, volume_id: str, size_gb: int) -> types.Volume:
+    async def update_volume(self, app: str, volume_id: str, *, snapshot_retention_days: int) -> types.Volume:
+        """Sets for how long the snapshots that are taken from now on are kept: 1 to 60 days.
+
+        Raises:
+            Ambiguous: `get_volume`; repeating is harmless.
+        """
+        path = _volume_path("update_volume", app, volume_id)
+        body = {"snapshot_retention": snapshot_retention_days}
+        return await self._call("update_volume", "PUT", path, _volume(app), key=volume_id, body=body)
+
+    async def extend_volume(self, app: str, volume_id: str, size_gb: int) -> types.Extended:
         """Grows a volume to `size_gb`; the file system follows by itself, or at the machine's next restart.
 
         Raises:
@@ -409,6 +502,25 @@ class Fly:
         """
         path = _volume_path("delete_volume", app, volume_id)
         await self._call("delete_volume", "DELETE", path, _ignore, key=volume_id)
+
+    async def list_snapshots(self, app: str, volume_id: str) -> list[types.Snapshot]:
+        """The snapshots of a volume, also of a deleted one until their retention ends.
+
+        Raises:
+            NotFound: no such volume is known any more.
+        """
+        path = _volume_path("list_snapshots", app, volume_id) + "/snapshots"
+        return await self._call("list_snapshots", "GET", path, types.parse_snapshots, key=volume_id)
+
+    async def create_snapshot(self, app: str, volume_id: str) -> None:
+        """Asks for a snapshot of a volume; it is taken a while later. Which one it is, Fly does not tell.
+
+        Raises:
+            NotYet: one is scheduled already.
+            Ambiguous: `list_snapshots`, for one that is newer; a repeat takes one more.
+        """
+        path = _volume_path("create_snapshot", app, volume_id) + "/snapshots"
+        await self._call("create_snapshot", "POST", path, _ignore, key=volume_id)
 
     # --- Lists of an org -----------------------------------------------------------------------------------------
 
@@ -470,6 +582,31 @@ class Fly:
             ),
         )
 
+    async def placements(
+        self, org: str, regions: Sequence[str], guest: Json, *, volume_size_gb: int = 0
+    ) -> dict[str, int]:
+        """How many such machines an org could place now, by region. Changes nothing; a forecast, no reservation.
+
+        Args:
+            org: its slug; its limits count too.
+            regions: in order; aliases (`eu`) are opened by Fly.
+            guest: as in a machine's config.
+            volume_size_gb: GiB of the volume that comes with each; 0 for none.
+
+        Returns:
+            Region to count. A region without room is left out.
+        """
+        body = {
+            "org_slug": org,
+            "region": ",".join(regions),
+            "compute": guest,
+            "count": 0,
+            "volume_size_bytes": volume_size_gb << 30,
+        }
+        return await self._call(
+            "placements", "POST", "/platform/placements", types.parse_placements, key=org, body=body
+        )
+
     # --- One call ------------------------------------------------------------------------------------------------
 
     async def _act(
@@ -525,8 +662,10 @@ class Fly:
         seconds: float | None = None,
     ) -> tuple[bytes, Mapping[str, str]]:
         """Waits for the turn, sends once, and gives the answer of a success; everything else is a FlyError."""
+        self._refuse_while_silent(op)
         throttled = await self._turn(op, key, limit)
         headers = {"Authorization": await self._credential(op)}
+        self._refuse_while_silent(op)
         if body is not None:
             headers["Content-Type"] = "application/json"
         request = self._http.build_request(
@@ -536,22 +675,37 @@ class Fly:
             headers=headers,
             content=None if body is None else _json(op, body),
         )
-        started, outcome = self._clock(), "cancelled"
+        started, outcome = self._breaker.sent(), "cancelled"
         try:
             answer, content = await self._send(op, request, seconds)
             outcome = f"{answer.status_code // 100}xx"
         except FlyError:
             outcome = "error"
+            self._unanswered(key, started)
             raise
         finally:
             self._observer(op, outcome, self._clock() - started, throttled)
         if answer.is_success:
+            self._breaker.answered()
             return content, answer.headers
         error = classify(op, answer.status_code, content, answer.headers)
+        if not isinstance(error, Unavailable | Ambiguous):
+            self._breaker.answered()
+        elif op != "wait_machine" or answer.status_code != 408:  # a wait's 408 is the host's silence at most
+            self._unanswered(key, started)
         if isinstance(error, RateLimited):
             wait = _DEFAULT_CLOSE_SECONDS if error.retry_after is None else error.retry_after
             self._limits.close((op, key), limit, wait)
         raise error
+
+    def _refuse_while_silent(self, op: str) -> None:
+        if (seconds := self._breaker.wait()) > 0:
+            message = f"not sent: Fly has not answered any call since {self._silent_since}"
+            raise Unavailable(op, 0, message, retry_after=seconds)
+
+    def _unanswered(self, thing: Hashable, sent_at: float) -> None:
+        if self._breaker.failed(thing, sent_at):
+            self._silent_since = datetime.now(UTC).isoformat(timespec="seconds")
 
     async def _turn(self, op: str, key: Hashable, limit: Limit) -> float:
         try:

@@ -11,10 +11,12 @@
      ├─ Capacity            `scope`: region | host | quota                       elsewhere
      ├─ RateLimited         `retry_after` seconds, or None                       the same call later
      ├─ Invalid             the same call will be refused again                  nothing until something changes
-     │   └─ AccountLimit    Fly wants a payment method or another plan           nothing until a person acts
+     │   ├─ AccountLimit    Fly wants a payment method or another plan           nothing until a person acts
+     │   ├─ SnapshotMissing the snapshot that the body names is not there        nothing until another is named
+     │   └─ ImageMissing    Fly can't have the image that the body names         nothing until another is named
      ├─ Unauthorized        the credential is not good for this                  nothing until it changes
      │   └─ TokenMissing    there is no credential; nothing was sent             nothing until there is one
-     ├─ Unavailable         no usable answer, and nothing was changed            the same call later
+     ├─ Unavailable         no usable answer, nothing changed: `retry_after`     the same call later
      └─ Ambiguous           sent, outcome unknown                                look before anything else
 
 `effect` is "unknown" for Ambiguous alone: after every other error the call has changed nothing. `classify` reads the
@@ -54,7 +56,7 @@ class FlyError(Exception):
     """The reason of a condition: a word of `roost.api.conditions.Reason`."""
     effect: ClassVar[Effect] = "none"
     """`unknown` when the call may have changed something all the same."""
-    advice: ClassVar[str] = ""
+    advice: str = ""
     """What a person can do, in one sentence; empty when time or the planner does it."""
 
     def __init__(self, op: str, status: int, message: str, request_id: str = "") -> None:
@@ -173,12 +175,31 @@ class Invalid(FlyError):
     reason = "FlyInvalid"
     advice = "Change the field that the message names."
 
+    def __init__(self, op: str, status: int, message: str, request_id: str = "", *, advice: str | None = None) -> None:
+        super().__init__(op, status, message, request_id)
+        if advice is not None:
+            self.advice = advice
+
 
 class AccountLimit(Invalid):
     """The account may not have more of this."""
 
     reason = "QuotaExceeded"
     advice = "Add a payment method, or a plan that allows it, at https://fly.io/dashboard (Billing)."
+
+
+class SnapshotMissing(Invalid):
+    """The snapshot to restore from never was, has expired, or is somebody else's: Fly does not tell which."""
+
+    reason = "SnapshotNotFound"
+    advice = "Name another in spec.volume.restoreFrom, or take the field out; snapshots are kept for a limited time."
+
+
+class ImageMissing(Invalid):
+    """Fly can't have the image: no such name or tag, or its registry does not let Fly read it."""
+
+    reason = "ImageNotFound"
+    advice = "Correct spec.machine.image, and see that its registry lets anybody read it."
 
 
 class Unauthorized(FlyError):
@@ -202,10 +223,20 @@ class TokenMissing(Unauthorized):
 
 
 class Unavailable(FlyError):
-    """No usable answer, and nothing was changed: a read that failed, or a connection that was never made."""
+    """No usable answer, and nothing was changed.
+
+    A read that failed, a connection that was never made, or a call that was not sent, because Fly does not answer
+    others either; then `retry_after` says in how many seconds one may be tried.
+    """
 
     reason = "FlyUnavailable"
     advice = "It is tried again; https://status.flyio.net says whether Fly has an incident."
+
+    def __init__(
+        self, op: str, status: int, message: str, request_id: str = "", *, retry_after: float | None = None
+    ) -> None:
+        super().__init__(op, status, message, request_id)
+        self.retry_after = retry_after
 
 
 class Ambiguous(FlyError):
@@ -217,7 +248,7 @@ class Ambiguous(FlyError):
 
 def is_read(op: str) -> bool:
     """Whether a call changes nothing, so that a lost answer leaves nothing in doubt."""
-    return op.startswith(("get_", "list_", "org_", "wait_"))
+    return op == "placements" or op.startswith(("get_", "list_", "org_", "wait_"))
 
 
 def unanswered(op: str, message: str, *, sent: bool, status: int = 0, request_id: str = "") -> FlyError:
@@ -265,7 +296,15 @@ class _At:
 
 _PINNED = frozenset({"update_machine", "start_machine", "restart_machine", "extend_volume"})
 """Calls on what already has its host: no other host of the region can help."""
-_VOLUME_OPS = frozenset({"get_volume", "delete_volume", "extend_volume"})
+_VOLUME_OPS = frozenset(
+    {"get_volume", "delete_volume", "extend_volume", "update_volume", "list_snapshots", "create_snapshot"}
+)
+"""Calls whose path names the volume."""
+_REGIONS_ADVICE = "Correct spec.placement.regions: https://fly.io/docs/reference/regions has the codes."
+_GUEST_ADVICE = (
+    "Change spec.machine.cpuKind, cpus or memoryMb; Fly's sizes: "
+    "https://fly.io/docs/machines/guides-examples/machine-sizing."
+)
 
 
 def _by_code(at: _At, code: str) -> FlyError | None:
@@ -282,6 +321,10 @@ def _by_code(at: _At, code: str) -> FlyError | None:
 
 def _volume_gone(at: _At, _: "re.Match[str]") -> FlyError:
     return NotFound(*at.args) if at.op in _VOLUME_OPS else VolumeMissing(*at.args)
+
+
+def _snapshot_gone(at: _At, _: "re.Match[str]") -> FlyError:
+    return SnapshotMissing(*at.args) if at.op == "create_volume" else NotFound(*at.args)
 
 
 def _machine_in(found: "re.Match[str]") -> str | None:
@@ -320,6 +363,22 @@ _TEXTS: tuple[tuple["re.Pattern[str]", Callable[[_At, "re.Match[str]"], FlyError
         ),
         (r"over the allowed quota", lambda at, _: Capacity(*at.args, scope="quota")),
         (r"add a payment method", lambda at, _: AccountLimit(*at.args)),
+        # What the body names. Exact words are guesses; all that is told is that such a thing is not there, and it must
+        # not be read as the absence of the app.
+        (r"snapshot\b.{0,80}\b(not found|not exist|expired)|(could not|unable to) find snapshot", _snapshot_gone),
+        (
+            r"manifest.unknown|(failed to|could not|unable to) (get|fetch|find|pull|resolve) (the )?(image|manifest)"
+            r"|\bimage\b.{0,200}\b(not found|does not exist)",
+            lambda at, _: ImageMissing(*at.args),
+        ),
+        (
+            r"region\b.{0,40}\b(not found|not exist|invalid|unknown)|(could not find|invalid|unknown) region",
+            lambda at, _: Invalid(*at.args, advice=_REGIONS_ADVICE),
+        ),
+        (
+            r"invalid (config\.)?guest|guest\.(memory_mb|cpus|cpu_kind)|memory_mb",
+            lambda at, _: Invalid(*at.args, advice=_GUEST_ADVICE),
+        ),
         # Time and others
         (
             r"min_secrets_version|unable to (start|stop|suspend) machine from current state"

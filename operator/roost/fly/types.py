@@ -18,6 +18,7 @@ _VOLUME_GOING: Final = frozenset(
     {"scheduling_destroy", "fork_cleanup", "waiting_for_detach", "pending_destroy", "destroying", "destroyed"}
 )
 """States of a volume that is deleted but still listed, for up to a week (fly-go hides the same ones)."""
+_GIB: Final = 1 << 30
 _NO_METADATA: Final[Mapping[str, str]] = {}
 
 
@@ -33,6 +34,18 @@ class App:
     org: str
     network: str
     status: str
+    machine_count: int | None = None
+    volume_count: int | None = None
+    """Both None when not told, as after its creation. They lag behind: zero is no proof of an empty app."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A health check of a machine: passing, warning or critical, and what it said."""
+
+    name: str
+    status: str
+    output: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +89,9 @@ class Machine:
     updated_at: str
     config: Json | None
     """None when the host can't be reached: a partial config must never be sent back."""
+    cordoned: bool = False
+    """Fly's proxy sends it no requests."""
+    checks: tuple[Check, ...] = ()
 
     @property
     def exit_note(self) -> str:
@@ -113,11 +129,52 @@ class Volume:
     attached_machine_id: str | None
     host_status: str
     created_at: str
+    updated_at: str = ""
+    """Only lists of an org tell it."""
+    snapshot_retention: int | None = None
+    """Days; this and the bytes of its file system are None when not told."""
+    bytes_used: int | None = None
+    bytes_total: int | None = None
 
     @property
     def deleted(self) -> bool:
         """Deleted, though still listed and readable."""
         return self.state in _VOLUME_GOING
+
+    @property
+    def host_ok(self) -> bool:
+        """Its host can be reached; otherwise what is told may be old, and its data can't be reached either."""
+        return self.host_status == "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """A volume that was grown; `needs_restart`: the file system follows at the machine's next restart only."""
+
+    volume: Volume
+    needs_restart: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot of a volume. `size` is what it takes, in bytes; the others are None when not told."""
+
+    id: str
+    """Empty while it is being taken."""
+    status: str
+    created_at: str
+    size: int | None
+    volume_size_gb: int | None
+    """The size of the volume it was taken of: one restored from it can't be smaller."""
+    retention_days: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ip:
+    """An address of an app; `kind` is the word that `assign_ip` takes, or `egress` for one of outgoing traffic."""
+
+    address: str
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +205,36 @@ class VolumesPage:
     last_updated_at: str
     error_regions: tuple[str, ...]
 
+    @property
+    def rows(self) -> tuple[Volume, ...]:
+        """The same, by the name that a page of machines has for its own."""
+        return self.volumes
 
-def parse_app(data: Any) -> App:
+
+@dataclass(frozen=True, slots=True)
+class AppsPage:
+    """One page of an org's apps; as above."""
+
+    apps: tuple[App, ...]
+    next_cursor: str
+
+
+def parse_app(data: Any, org: str = "") -> App:
+    """An app; `org` is whose list it stands in, because rows of a list may leave that out."""
     return App(
         name=_must(data, "name"),
-        org=_must(_maybe(data, "organization") or {}, "slug"),
+        org=org or _must(_maybe(data, "organization") or {}, "slug"),
         network=_text(data, "network"),
         status=_text(data, "status"),
+        machine_count=_int(data, "machine_count"),
+        volume_count=_int(data, "volume_count"),
+    )
+
+
+def parse_apps_page(org: str, data: Any) -> AppsPage:
+    return AppsPage(
+        tuple(parse_app(item, org) for item in _required_list(data, "apps")),
+        _text(data, "next_cursor"),
     )
 
 
@@ -179,6 +259,8 @@ def parse_machine(app: str, data: Any) -> Machine:
         created_at=_text(data, "created_at"),
         updated_at=_text(data, "updated_at"),
         config=config,
+        cordoned=data.get("cordoned") is True,
+        checks=_checks(data),
     )
 
 
@@ -200,6 +282,10 @@ def parse_volume(app: str, data: Any) -> Volume:
         attached_machine_id=_text(data, "attached_machine_id") or None,
         host_status=_text(data, "host_status") or "ok",
         created_at=_text(data, "created_at"),
+        updated_at=_text(data, "updated_at"),
+        snapshot_retention=_int(data, "snapshot_retention"),
+        bytes_used=_int(data, "bytes_used"),
+        bytes_total=_int(data, "bytes_total"),
     )
 
 
@@ -239,8 +325,43 @@ def parse_secrets_version(data: Any) -> int:
     return version
 
 
-def parse_extended(app: str, data: Any) -> Volume:
-    return parse_volume(app, _object(data).get("volume"))
+def parse_extended(app: str, data: Any) -> Extended:
+    return Extended(parse_volume(app, _object(data).get("volume")), data.get("needs_restart") is True)
+
+
+def parse_snapshots(data: Any) -> list[Snapshot]:
+    return [_snapshot(item) for item in _array(data)]
+
+
+def parse_ips(data: Any) -> list[Ip]:
+    return [_ip(item) for item in _required_list(data, "ips")]
+
+
+def parse_secret_names(data: Any) -> list[str]:
+    return [_must(item, "name") for item in _required_list(data, "secrets")]
+
+
+def parse_placements(data: Any) -> dict[str, int]:
+    """Region to count. The live API writes capital letters, its description small ones."""
+    found = _lower(data)
+    return {_must(row, "region"): _int(row, "count") or 0 for row in map(_lower, _required_list(found, "regions"))}
+
+
+def row_of(machine: Machine) -> MachineRow:
+    """A machine as the org's list would tell it."""
+    return MachineRow(
+        machine.app,
+        machine.id,
+        machine.name,
+        machine.state,
+        machine.region,
+        machine.version,
+        machine.private_ip,
+        machine.image,
+        machine.metadata,
+        machine.created_at,
+        machine.updated_at,
+    )
 
 
 def _row(data: Any) -> MachineRow:
@@ -301,6 +422,17 @@ def _text(data: dict[str, Any], key: str) -> str:
     raise Malformed(f"{key} is {value!r:.60}")
 
 
+def _int(data: dict[str, Any], key: str) -> int | None:
+    value = data.get(key)
+    if value is None or type(value) is int:
+        return value
+    raise Malformed(f"{key} is {value!r:.60}")
+
+
+def _lower(data: Any) -> dict[str, Any]:
+    return {key.lower(): value for key, value in _object(data).items()}
+
+
 def _must(data: Any, key: str) -> str:
     value = _text(_object(data), key)
     if not value:
@@ -327,6 +459,33 @@ def _volume_id(config: dict[str, Any]) -> str | None:
         if volume := _text(_object(mount), "volume"):
             return volume
     return None
+
+
+def _checks(data: dict[str, Any]) -> tuple[Check, ...]:
+    """Without those that Fly adds for its own sake during blue-green deployments (fly-go hides them too)."""
+    told = [Check(_text(item, "name"), _text(item, "status"), _text(item, "output")) for item in _list(data, "checks")]
+    return tuple(check for check in told if not check.name.startswith("bg_deployments_compat"))
+
+
+def _snapshot(data: Any) -> Snapshot:
+    volume_size = _int(_object(data), "volume_size")  # bytes, as flyctl reads it
+    return Snapshot(
+        id=_text(data, "id"),
+        status=_text(data, "status"),
+        created_at=_text(data, "created_at"),
+        size=_int(data, "size"),
+        volume_size_gb=-(-volume_size // _GIB) if volume_size else None,
+        retention_days=_int(data, "retention_days"),
+    )
+
+
+def _ip(data: Any) -> Ip:
+    address = _must(data, "ip")
+    if data.get("egress") is True:
+        return Ip(address, "egress")
+    if ":" in address:
+        return Ip(address, "private_v6" if address.startswith("fdaa:") else "v6")
+    return Ip(address, "shared_v4" if data.get("shared") is True else "v4")
 
 
 def _last_exit(events: list[Any]) -> Exit | None:

@@ -91,6 +91,9 @@ class Metrics:
         self.sweep_last = Gauge(
             "roost_fly_sweep_timestamp_seconds", "When the machines of an org were last listed.", ["org"], registry=r
         )
+        self.fly_breaker_open = Gauge(
+            "roost_fly_breaker_open", "Fly credentials whose calls go unanswered, so that none is sent.", registry=r
+        )
         self.loop_lag = Gauge("roost_event_loop_lag_seconds", "How late the event loop runs timers.", registry=r)
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:

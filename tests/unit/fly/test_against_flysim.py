@@ -14,7 +14,7 @@ import pytest
 from roost.fly import errors, types
 from roost.fly import refresher as refresher_module
 from roost.fly.client import Fly
-from roost.fly.refresher import Refresher, Sweep
+from roost.fly.refresher import Refresher, State, Sweep, VolumeSweep
 
 TOKEN = "fm2_test"
 SLEEPER = (
@@ -95,7 +95,18 @@ async def test_a_life_from_the_first_call_to_the_last(flysim: str) -> None:
         secrets = await fly.set_secrets("ag-1", {"AS_HEARTBEAT_TOKEN": "x"})
         assert await fly.set_secrets("ag-1", {"OTHER": "y"}) > secrets
 
+        assert await fly.list_secret_names("ag-1") == ["AS_HEARTBEAT_TOKEN", "OTHER"]
+        for kind in ("v6", "shared_v4"):
+            await fly.assign_ip("ag-1", kind)
+            await fly.assign_ip("ag-1", kind)
+        assert sorted(ip.kind for ip in await fly.list_ips("ag-1")) == ["shared_v4", "v6"]
+        room = await fly.placements("personal", ["iad"], CONFIG["guest"], volume_size_gb=1)
+        assert room.keys() == {"iad"}
+        assert room["iad"] > 0
+
         volume = await fly.create_volume("ag-1", "data", "iad", 1, snapshot_retention_days=7)
+        assert volume.snapshot_retention == 7
+        assert (await fly.update_volume("ag-1", volume.id, snapshot_retention_days=9)).snapshot_retention == 9
         assert (volume.app, volume.name, volume.region, volume.size_gb) == ("ag-1", "data", "iad", 1)
         assert [v.id for v in await fly.list_volumes("ag-1")] == [volume.id]
 
@@ -134,6 +145,11 @@ async def test_a_life_from_the_first_call_to_the_last(flysim: str) -> None:
         await fly.restart_machine("ag-1", machine.id, timeout_seconds=5)
         await settled(fly, machine.id, "started")
 
+        await fly.suspend_machine("ag-1", machine.id)
+        await settled(fly, machine.id, "suspended")
+        await start_when_ready(fly, machine.id)
+        await settled(fly, machine.id, "started")
+
         await fly.patch_metadata("ag-1", machine.id, {"roost_uid": "u", "roost_name": None})
         assert (await fly.get_machine("ag-1", machine.id)).metadata == {"roost_uid": "u"}
         assert [m.id for m in await fly.list_machines("ag-1")] == [machine.id]
@@ -142,7 +158,18 @@ async def test_a_life_from_the_first_call_to_the_last(flysim: str) -> None:
         (listed,) = (await fly.org_volumes("personal")).volumes
         assert (listed.app, listed.id, listed.attached_machine_id) == ("ag-1", volume.id, machine.id)
 
-        assert (await fly.extend_volume("ag-1", volume.id, 2)).size_gb == 2
+        (app,) = await fly.list_apps("personal")
+        assert (app.name, app.org, app.machine_count, app.volume_count) == ("ag-1", "personal", 1, 1)
+
+        await fly.create_snapshot("ag-1", volume.id)
+        snapshot = await snapshot_taken(fly, volume.id)
+        restored = await fly.create_volume("ag-1", "data", "iad", 1, snapshot_id=snapshot.id)
+        forked = await fly.create_volume("ag-1", "data", "iad", None, source_volume_id=volume.id)
+        assert (restored.size_gb, forked.size_gb) == (1, 1)
+        for twin in (restored, forked):
+            await fly.delete_volume("ag-1", twin.id)
+
+        assert (await fly.extend_volume("ag-1", volume.id, 2)).volume.size_gb == 2
         with pytest.raises(errors.VolumeBound) as bound:
             await fly.delete_volume("ag-1", volume.id)
         assert bound.value.machine_id == machine.id
@@ -157,8 +184,18 @@ async def test_a_life_from_the_first_call_to_the_last(flysim: str) -> None:
         with pytest.raises(errors.NotFound):
             await fly.get_app("ag-1")
 
-    calls = {name for name in dir(Fly) if not name.startswith("_") and not name.endswith("_pages")}
+    methods = {name for name in dir(Fly) if not name.startswith("_") and callable(getattr(Fly, name))}
+    calls = {name for name in methods if not name.endswith("_pages")}
     assert called == calls
+
+
+async def snapshot_taken(fly: Fly, volume: str) -> types.Snapshot:
+    """The first snapshot that is there; the client's own rate limit is the pause."""
+    async with asyncio.timeout(30):
+        while True:
+            for snapshot in await fly.list_snapshots("ag-1", volume):
+                if snapshot.id and snapshot.status == "created":
+                    return snapshot
 
 
 async def start_when_ready(fly: Fly, machine: str) -> None:
@@ -201,6 +238,16 @@ async def test_what_the_simulator_refuses_is_what_the_client_tells(flysim: str) 
         mount = {"mounts": [{"volume": "vol_0000000000000000", "path": "/data"}]}
         with pytest.raises(errors.VolumeMissing):
             await fly.create_machine("ag-1", "ada-1", "iad", CONFIG | mount)
+        with pytest.raises(errors.SnapshotMissing):
+            await fly.create_volume("ag-1", "data", "iad", 1, snapshot_id="vs_0000000000000000")
+        with pytest.raises(errors.VolumeMissing):
+            await fly.create_volume("ag-1", "data", "iad", None, source_volume_id="vol_0000000000000000")
+        with pytest.raises(errors.Invalid) as nowhere:
+            await fly.create_volume("ag-1", "data", "xxx", 1)
+        assert "spec.placement.regions" in nowhere.value.advice
+        with pytest.raises(errors.Invalid) as huge:
+            await fly.create_machine("ag-1", "ada-1", "iad", CONFIG | {"guest": CONFIG["guest"] | {"memory_mb": 100}})
+        assert "memoryMb" in huge.value.advice
 
 
 async def test_a_cut_reply_is_ambiguous_and_the_effect_is_found_by_looking(flysim: str) -> None:
@@ -239,14 +286,26 @@ async def test_the_refresher_tells_of_a_machine_made_and_destroyed(
 ) -> None:
     monkeypatch.setattr(refresher_module, "MIN_GAP_SECONDS", 0.1)
     sweeps: asyncio.Queue[Sweep] = asyncio.Queue()
+    volumes: asyncio.Queue[VolumeSweep] = asyncio.Queue()
     clock = asyncio.get_running_loop().time
     async with Fly(token, Called(), base_url=flysim) as fly, asyncio.timeout(20):
         await fly.create_app("ag-1", "personal", None)
         machine = await fly.create_machine("ag-1", "ada-1", "iad", CONFIG)
-        refresher = Refresher(fly, "personal", clock=clock, rng=random.Random(), on_rows=sweeps.put_nowait)
+        volume = await fly.create_volume("ag-1", "data", "iad", 1)
+        refresher = Refresher(
+            fly,
+            "personal",
+            apps=list,
+            clock=clock,
+            rng=random.Random(),
+            on_rows=sweeps.put_nowait,
+            on_volumes=volumes.put_nowait,
+        )
         task = asyncio.create_task(refresher.run())
         full = await sweeps.get()
         assert (full.full, [row.id for row in full.rows]) == (True, [machine.id])
+        listed = await volumes.get()
+        assert (listed.full, [row.id for row in listed.rows]) == (True, [volume.id])
 
         await fly.delete_machine("ag-1", machine.id, force=True)
         await settled(fly, machine.id, "destroyed")
@@ -254,3 +313,36 @@ async def test_the_refresher_tells_of_a_machine_made_and_destroyed(
         changes = await sweeps.get()
         assert (changes.full, [(row.id, row.state) for row in changes.rows]) == (False, [(machine.id, "destroyed")])
         task.cancel()
+
+
+async def test_the_refresher_lists_app_by_app_what_it_may_not_list_as_a_whole(
+    flysim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refresher_module, "MIN_GAP_SECONDS", 0.1)
+    sweeps: asyncio.Queue[Sweep] = asyncio.Queue()
+    volumes: asyncio.Queue[VolumeSweep] = asyncio.Queue()
+    async with Fly(token, Called(), base_url=flysim) as fly, asyncio.timeout(20):
+        await fly.create_app("ag-1", "personal", None)
+        machine = await fly.create_machine("ag-1", "ada-1", "iad", CONFIG)
+        volume = await fly.create_volume("ag-1", "data", "iad", 1)
+        (row,) = (await fly.org_machines("personal")).rows
+        for op in ("org_machines", "org_volumes"):
+            fault(flysim, op=op, where="before", status=403, body={"error": "not allowed"}, times=None)
+        refresher = Refresher(
+            fly,
+            "personal",
+            apps=lambda: ["ag-1", "ag-none"],
+            clock=asyncio.get_running_loop().time,
+            rng=random.Random(),
+            on_rows=sweeps.put_nowait,
+            on_volumes=volumes.put_nowait,
+            period=0.2,
+            volume_period=0.2,
+        )
+        task = asyncio.create_task(refresher.run())
+        told, listed = await sweeps.get(), await volumes.get()
+        task.cancel()
+    assert (told.full, told.apps, [seen.id for seen in told.rows]) == (True, {"ag-1"}, [machine.id])
+    assert (told.rows[0].metadata, told.rows[0].name) == (row.metadata, row.name)
+    assert (listed.apps, [seen.id for seen in listed.rows]) == ({"ag-1"}, [volume.id])
+    assert refresher.health.state is State.CANNOT_LIST_ORG

@@ -73,6 +73,13 @@ CALLS: dict[str, tuple[Callable[[Fly], Any], Any, str, dict[str, str], Any]] = {
         {},
         None,
     ),
+    "list_apps": (
+        lambda fly: fly.list_apps("personal"),
+        {"total_apps": 1, "apps": [{"name": "ag-1", "network": "net-1", "machine_count": 2, "volume_count": 1}]},
+        "GET /v1/apps",
+        {"org_slug": "personal", "limit": "1000"},
+        None,
+    ),
     "delete_app": (lambda fly: fly.delete_app("ag-1"), None, "DELETE /v1/apps/ag-1", {}, None),
     "set_secrets": (
         lambda fly: fly.set_secrets("ag-1", {"A": SECRET, "B": None}),
@@ -80,6 +87,35 @@ CALLS: dict[str, tuple[Callable[[Fly], Any], Any, str, dict[str, str], Any]] = {
         "POST /v1/apps/ag-1/secrets",
         {},
         {"values": {"A": SECRET, "B": None}},
+    ),
+    "list_secret_names": (
+        lambda fly: fly.list_secret_names("ag-1"),
+        {"secrets": [{"name": "A", "digest": "x"}, {"name": "B"}]},
+        "GET /v1/apps/ag-1/secrets",
+        {},
+        None,
+    ),
+    "list_ips": (
+        lambda fly: fly.list_ips("ag-1"),
+        {
+            "ips": [
+                {"ip": "2a09:8280:1::1"},
+                {"ip": "66.241.125.1", "shared": True},
+                {"ip": "37.16.1.1"},
+                {"ip": "fdaa:0:18::3", "network": "net-1"},
+                {"ip": "37.16.1.2", "egress": True},
+            ]
+        },
+        "GET /v1/apps/ag-1/ip_assignments",
+        {},
+        None,
+    ),
+    "assign_ip": (
+        lambda fly: fly.assign_ip("ag-1", "private_v6", network="net-1"),
+        {"ip": "fdaa:0:18::3"},
+        "POST /v1/apps/ag-1/ip_assignments",
+        {},
+        {"type": "private_v6", "network": "net-1"},
     ),
     "list_machines": (
         lambda fly: fly.list_machines("ag-1", include_deleted=True),
@@ -116,6 +152,13 @@ CALLS: dict[str, tuple[Callable[[Fly], Any], Any, str, dict[str, str], Any]] = {
         "POST /v1/apps/ag-1/machines/e1/stop",
         {},
         {"signal": "SIGTERM", "timeout": "30s"},
+    ),
+    "suspend_machine": (
+        lambda fly: fly.suspend_machine("ag-1", "e1"),
+        OK,
+        "POST /v1/apps/ag-1/machines/e1/suspend",
+        {},
+        None,
     ),
     "restart_machine": (
         lambda fly: fly.restart_machine("ag-1", "e1", timeout_seconds=20),
@@ -164,9 +207,33 @@ CALLS: dict[str, tuple[Callable[[Fly], Any], Any, str, dict[str, str], Any]] = {
             "compute": {"cpus": 2},
         },
     ),
+    "update_volume": (
+        lambda fly: fly.update_volume("ag-1", "vol_1", snapshot_retention_days=7),
+        {**VOLUME, "snapshot_retention": 7},
+        "PUT /v1/apps/ag-1/volumes/vol_1",
+        {},
+        {"snapshot_retention": 7},
+    ),
+    "list_snapshots": (
+        lambda fly: fly.list_snapshots("ag-1", "vol_1"),
+        [
+            {"id": "vs_1", "status": "created", "created_at": "2026-11-01", "size": 5, "volume_size": 3 << 30},
+            {"id": "", "status": "running", "retention_days": 5, "volume_size": 0},
+        ],
+        "GET /v1/apps/ag-1/volumes/vol_1/snapshots",
+        {},
+        None,
+    ),
+    "create_snapshot": (
+        lambda fly: fly.create_snapshot("ag-1", "vol_1"),
+        {"Msg": {"backup": {}}},
+        "POST /v1/apps/ag-1/volumes/vol_1/snapshots",
+        {},
+        None,
+    ),
     "extend_volume": (
         lambda fly: fly.extend_volume("ag-1", "vol_1", 20),
-        {"volume": VOLUME, "needs_restart": False},
+        {"volume": VOLUME, "needs_restart": True},
         "PUT /v1/apps/ag-1/volumes/vol_1/extend",
         {},
         {"size_gb": 20},
@@ -177,6 +244,19 @@ CALLS: dict[str, tuple[Callable[[Fly], Any], Any, str, dict[str, str], Any]] = {
         "DELETE /v1/apps/ag-1/volumes/vol_1",
         {},
         None,
+    ),
+    "placements": (
+        lambda fly: fly.placements("personal", ["ams", "eu"], {"cpus": 2}, volume_size_gb=10),
+        {"Regions": [{"Region": "ams", "Count": 3, "Concurrency": 3}, {"Region": "fra", "Count": 0}]},
+        "POST /v1/platform/placements",
+        {},
+        {
+            "org_slug": "personal",
+            "region": "ams,eu",
+            "compute": {"cpus": 2},
+            "count": 0,
+            "volume_size_bytes": 10_737_418_240,
+        },
     ),
     "org_machines": (
         lambda fly: fly.org_machines("personal", updated_after="2026-11-01T10:00:00Z", cursor="c", limit=5),
@@ -205,7 +285,22 @@ RESULTS: dict[str, Any] = {
     "list_volumes": [types.parse_volume("ag-1", VOLUME)],
     "get_volume": types.parse_volume("ag-1", VOLUME),
     "create_volume": types.parse_volume("ag-1", VOLUME),
-    "extend_volume": types.parse_volume("ag-1", VOLUME),
+    "extend_volume": types.Extended(types.parse_volume("ag-1", VOLUME), needs_restart=True),
+    "update_volume": types.parse_volume("ag-1", {**VOLUME, "snapshot_retention": 7}),
+    "list_apps": [types.App("ag-1", "personal", "net-1", "", machine_count=2, volume_count=1)],
+    "list_secret_names": ["A", "B"],
+    "list_ips": [
+        types.Ip("2a09:8280:1::1", "v6"),
+        types.Ip("66.241.125.1", "shared_v4"),
+        types.Ip("37.16.1.1", "v4"),
+        types.Ip("fdaa:0:18::3", "private_v6"),
+        types.Ip("37.16.1.2", "egress"),
+    ],
+    "list_snapshots": [
+        types.Snapshot("vs_1", "created", "2026-11-01", 5, 3, None),
+        types.Snapshot("", "running", "", None, None, 5),
+    ],
+    "placements": {"ams": 3, "fra": 0},
     "org_machines": types.parse_machines_page({"machines": [ROW]}),
     "org_volumes": types.parse_volumes_page({"volumes": [{**VOLUME, "app_name": "ag-1"}]}),
 }
@@ -250,7 +345,155 @@ async def test_each_call_without_an_answer_is_unknown_or_nothing(op: str, fly: F
         await CALLS[op][0](fly)
 
     assert raised.value.status == 0
-    assert len(server.asked) == (2 if errors.is_read(op) else 1)  # a change is never sent twice
+    # A change is never sent twice, and the HTTP library takes every POST for a change.
+    assert len(server.asked) == (2 if CALLS[op][2].startswith("GET") else 1)
+
+
+def test_every_method_stands_in_the_table_above() -> None:
+    methods = {name for name in vars(Fly) if not name.startswith("_") and callable(getattr(Fly, name))}
+    assert CALLS.keys() == {name for name in methods if not name.endswith("_pages")}
+
+
+async def test_a_fork_says_no_size_because_it_has_its_sources(fly: Fly, server: Server) -> None:
+    server.answers = [answer(VOLUME)]
+    await fly.create_volume("ag-1", "data", "ams", None, source_volume_id="vol_0")
+    assert server.asked[0].body == {"name": "data", "region": "ams", "encrypted": True, "source_volume_id": "vol_0"}
+
+
+async def test_placements_are_read_in_small_letters_too(fly: Fly, server: Server) -> None:
+    server.answers = [answer({"regions": [{"region": "ams", "count": 2}]}), answer({"Nearest": "ams"})]
+    assert await fly.placements("personal", ["ams"], {}) == {"ams": 2}
+    with pytest.raises(errors.Unavailable):  # what says nothing of regions is no full house
+        await fly.placements("personal", ["ams"], {})
+
+
+@pytest.mark.parametrize("status", [409, 422])
+async def test_an_address_that_the_app_has_is_as_good_as_a_new_one(status: int, fly: Fly, server: Server) -> None:
+    server.answers = [answer({"error": "app already has an address of this type"}, status)]
+    await fly.assign_ip("ag-1", "shared_v4")
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        (422, "To have a dedicated v4 address please add a payment method.", errors.AccountLimit),
+        (400, "unknown type", errors.Invalid),
+        (404, "Could not find App x", errors.NotFound),
+        (500, "internal", errors.Ambiguous),
+    ],
+)
+async def test_an_address_that_the_app_does_not_get_is_an_error(
+    status: int, text: str, kind: type[errors.FlyError], fly: Fly, server: Server
+) -> None:
+    server.answers = [answer({"error": text}, status)]
+    with pytest.raises(kind):
+        await fly.assign_ip("ag-1", "v4")
+
+
+# --- While Fly answers nobody ----------------------------------------------------------------------------------------
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def patient(server: Server, observed: Observed, clock: Clock) -> AsyncIterator[Fly]:
+    async with Fly(token, observed, base_url=server.url, clock=clock) as fly:
+        yield fly
+
+
+async def outage(fly: Fly, server: Server) -> None:
+    """Calls for five things, none of which Fly answers."""
+    server.answers = [answer({"error": "bad gateway"}, 502)]
+    for n in range(5):
+        with pytest.raises(errors.FlyError):
+            await fly.start_machine("ag-1", f"e{n}")
+
+
+async def test_while_fly_answers_nobody_calls_are_refused_at_once_and_change_nothing(
+    patient: Fly, server: Server, observed: Observed
+) -> None:
+    await outage(patient, server)
+    assert patient.silent
+
+    with pytest.raises(errors.Unavailable, match="not sent: Fly has not answered any call since 20") as raised:
+        await create(patient)
+
+    assert (raised.value.effect, raised.value.status) == ("none", 0)
+    assert raised.value.retry_after is not None
+    assert 0 < raised.value.retry_after <= 1
+    assert len(server.asked) == len(observed) == 5
+
+
+async def test_a_refusal_takes_no_turn_and_waits_for_none(server: Server, observed: Observed, clock: Clock) -> None:
+    async with Fly(token, observed, base_url=server.url, clock=clock, max_throttle_seconds=0.0) as fly:
+        await outage(fly, server)
+        for _ in range(9):
+            with pytest.raises(errors.Unavailable):  # and no RateLimited
+                await create(fly)
+
+
+async def test_a_call_that_waited_while_the_silence_began_is_not_sent(server: Server, observed: Observed) -> None:
+    waits, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow_for_the_first() -> str:
+        if not waits.is_set():
+            waits.set()
+            await go_on.wait()
+        return "fm2_x"
+
+    async with Fly(slow_for_the_first, observed, base_url=server.url, clock=Clock()) as fly:
+        waiting = asyncio.create_task(create(fly))
+        await waits.wait()
+        await outage(fly, server)
+        go_on.set()
+        with pytest.raises(errors.Unavailable, match="not sent"):
+            await waiting
+    assert len(server.asked) == 5
+
+
+async def test_a_probe_that_is_answered_ends_the_silence(patient: Fly, server: Server, clock: Clock) -> None:
+    await outage(patient, server)
+    clock.now = 1.0
+    with pytest.raises(errors.FlyError):
+        await patient.get_machine("ag-1", "e1")
+    assert (patient.silent, len(server.asked)) == (True, 6)
+
+    clock.now = 3.0
+    server.answers = [answer({"error": "machine not found"}, 404), answer(MACHINE)]
+    with pytest.raises(errors.NotFound):  # a refusal is an answer
+        await patient.get_machine("ag-1", "e1")
+
+    assert not patient.silent
+    await create(patient)
+
+
+async def test_a_wait_that_its_host_leaves_unanswered_says_nothing_of_fly(patient: Fly, server: Server) -> None:
+    server.answers = [answer({"error": "timed out talking to the host"}, 408)]
+    for n in range(9):
+        with pytest.raises(errors.Unavailable):
+            await patient.wait_machine("ag-1", f"e{n}", ["started"], version=None, timeout_seconds=1)
+    assert not patient.silent
+
+
+async def test_what_we_refuse_ourselves_says_nothing_of_fly(observed: Observed, server: Server, clock: Clock) -> None:
+    async def none() -> None:
+        return None
+
+    async with Fly(none, observed, base_url=server.url, clock=clock) as fly:
+        for n in range(9):
+            with pytest.raises(errors.TokenMissing):
+                await fly.get_machine("ag-1", f"e{n}")
+        assert not fly.silent
 
 
 # --- Connections -----------------------------------------------------------------------------------------------------
@@ -542,6 +785,12 @@ async def test_an_orgs_volumes(fly: Fly, server: Server) -> None:
         answer({"volumes": [{**VOLUME, "app_name": "y"}]}),
     ]
     assert [v.app async for page in fly.org_volume_pages("personal") for v in page.volumes] == ["x", "y"]
+
+
+async def test_an_orgs_apps_of_all_pages(fly: Fly, server: Server) -> None:
+    server.answers = [answer({"apps": [{"name": "a"}], "next_cursor": "two"}), answer({"apps": [{"name": "b"}]})]
+    assert [app.name for app in await fly.list_apps("personal")] == ["a", "b"]
+    assert [asked.query.get("cursor") for asked in server.asked] == [None, "two"]
 
 
 async def test_pages_that_go_in_circles_end_in_an_error(fly: Fly, server: Server) -> None:

@@ -1,6 +1,7 @@
 """Fly's refusals, as they were seen, mean what the planner is told; anything else is still exactly one FlyError."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,40 @@ FINER: dict[str, tuple[type[errors.FlyError], dict[str, Any]]] = {
 }
 
 
+def may(kind: type[errors.FlyError]) -> str:
+    """What a planner may do after this error, as the module's own drawing of the tree says it."""
+    assert errors.__doc__ is not None
+    found = re.search(rf"─ {kind.__name__} .* {{2,}}(\S.*)$", errors.__doc__, re.MULTILINE)
+    assert found, kind
+    return found[1]
+
+
+# What may be done after a case of the file, by its class, in the tree's words.
+MAY = {
+    "capacity_host": "elsewhere",
+    "capacity_region": "elsewhere",
+    "quota_region": "elsewhere",
+    "not_found": "it is gone (on a young app: not yet)",
+    "missing_volume": "look at the volume",
+    "bound_volume": "that machine first",
+    "busy": "the same call later",
+    "precondition": "the same call later",
+    "name_taken": "look whether it is ours",
+    "already_exists": "look at that machine",
+    "auth": "nothing until it changes",
+    "rate_limited": "the same call later",
+    "timeout_ambiguous": "look before anything else",
+    "bad_request": "nothing until something changes",
+    "server_error": "look before anything else",
+}
+FINER_MAY = {
+    errors.Conflict: "look again, then decide again",
+    errors.AccountLimit: "nothing until a person acts",
+    errors.NotYet: "the same call later",
+    errors.NotFound: "it is gone (on a young app: not yet)",
+}
+
+
 def op_of(case: dict[str, Any]) -> str:
     name = "".join("_" + c.lower() if c.isupper() else c for c in case["op"])
     return "update_machine" if name == "any" else name
@@ -70,12 +105,140 @@ def test_a_refusal_that_fly_was_seen_to_give(case: dict[str, Any]) -> None:
     assert {name: getattr(error, name) for name in facts} == facts
     assert (error.op, error.status, error.request_id) == (op_of(case), case["status"], "01J-ams")
     assert error.message == case["body"]["error"]
+    assert (error.effect == "unknown") == (kind is errors.Ambiguous)
+    assert may(kind) == (MAY[case["class"]] if kind is MEANINGS[case["class"]][0] else FINER_MAY[kind])
 
 
 def test_every_row_is_covered_and_every_exception_to_the_classes_is_used() -> None:
     assert {case["class"] for case in CASES} <= MEANINGS.keys()
     texts = [case["body"]["error"] for case in CASES]
     assert [piece for piece in FINER if not any(piece in text for text in texts)] == []
+
+
+HOST, REGION, QUOTA = {"scope": "host"}, {"scope": "region"}, {"scope": "quota", "reason": "QuotaExceeded"}
+MACHINE_OPS = ("update_machine", "start_machine", "stop_machine", "delete_machine")
+SEEN: list[tuple[str, int, str, str, type[errors.FlyError], dict[str, Any]]] = [
+    # op, HTTP code, text, status in the body, class, facts: the fact sheet's tables of refusals, row by row.
+    # Capacity
+    ("create_machine", 422, "could not find a candidate host", "insufficient_capacity", errors.Capacity, REGION),
+    ("create_machine", 503, "could not find a candidate host", "insufficient_capacity", errors.Capacity, REGION),
+    *(
+        ("create_machine", 412, "insufficient resources to create new machine with existing volume id 'vol_1'", code,
+         errors.Capacity, HOST)
+        for code in ("volume_placement_capacity", "")
+    ),
+    *(
+        (op, 409, f"aborted: could not reserve resource for machine: insufficient {what} available to fulfill request",
+         "", errors.Capacity, HOST)
+        for op in ("update_machine", "start_machine")
+        for what in ("CPUs", "memory")
+    ),
+    ("start_machine", 409, "aborted: could not reserve resource for machine: insufficient memory available to fulfill "
+     "request on the current host", "", errors.Capacity, HOST),
+    ("create_machine", 409, "aborted: insufficient IPs available to fulfill request", "", errors.Capacity, HOST),
+    ("create_machine", 409, "aborted: insufficient resources available to fulfill request: no room", "",
+     errors.Capacity, HOST),
+    ("create_volume", 409, "aborted: no capacity", "", errors.Capacity, REGION),
+    ("create_volume", 400, "no capacity", "", errors.Capacity, REGION),
+    ("start_machine", 409, "governor policy blocked start", "", errors.Capacity, HOST),
+    ("start_machine", 409, "deploys to this host are temporarily disabled", "", errors.Capacity, HOST),
+    ("create_machine", 403, 'organization "X" is using 9 MB of memory in dfw which is over the allowed quota. please '
+     "consider other regions", "", errors.Capacity, QUOTA),
+    ("create_machine", 422, "To create more than 1 machine per app please add a payment method.", "",
+     errors.AccountLimit, {"reason": "QuotaExceeded"}),
+    *((op, code, "deadline exceeded", "", errors.Ambiguous, {"effect": "unknown"})  # a dead host
+      for op in MACHINE_OPS for code in (408, 503)),
+    # Other exact errors
+    ("create_machine", 409, 'already_exists: unique machine name violation, machine ID 90801d65f0e487 already exists '
+     'with name "ada"', "", errors.AlreadyExists, {"machine_id": "90801d65f0e487"}),
+    ("start_machine", 412, "failed_precondition: unable to start machine from current state: 'created'", "",
+     errors.NotYet, {}),
+    ("start_machine", 412, "failed_precondition: machine getting replaced, refusing to start", "", errors.NotYet, {}),
+    ("start_machine", 412, "failed_precondition: machine still active, refusing to start", "", errors.NotYet, {}),
+    ("suspend_machine", 412, "failed_precondition: unable to suspend machine from current state: 'stopped'", "",
+     errors.NotYet, {}),
+    ("delete_machine", 412, "failed_precondition: unable to destroy machine, not currently stopped, suspended, failed "
+     "or created", "", errors.NotYet, {}),
+    ("delete_machine", 409, "unable to destroy machine, not currently stopped", "", errors.NotYet, {}),
+    ("delete_volume", 412, "failed_precondition: volume is currently bound to machine: 784eee3f40130", "",
+     errors.VolumeBound, {"machine_id": "784eee3f40130"}),
+    ("create_machine", 412, "failed_precondition: volume already claimed by machine 784eee3f40130", "",
+     errors.VolumeBound, {"machine_id": "784eee3f40130"}),
+    ("create_machine", 412, "failed_precondition: volume already claimed by machine " + 14 * "\0", "",
+     errors.VolumeBound, {"machine_id": None}),
+    ("create_machine", 400, "volume not found", "", errors.VolumeMissing, {}),
+    ("create_volume", 404, "volume not found", "", errors.VolumeMissing, {}),  # the one to fork
+    *((op, 404, "volume not found", "", errors.NotFound, {})
+      for op in ("get_volume", "extend_volume", "update_volume", "list_snapshots", "create_snapshot")),
+    ("create_snapshot", 412, "failed_precondition: snapshot is already scheduled at 2026-10-07T12:00:00Z", "",
+     errors.NotYet, {}),
+    ("update_machine", 409, "aborted: machine update failed due to concurrent update", "", errors.Conflict,
+     {"kind": "concurrent"}),
+    *((op, 409, "aborted: machine ID 78 lease currently held by x@tokens.fly.io, expires at 2026-08-14T09:57:35Z", "",
+       errors.Conflict, {"kind": "lease"}) for op in (*MACHINE_OPS, "suspend_machine", "restart_machine")),
+    ("patch_metadata", 412, "failed_precondition: machine_version does not match", "", errors.Conflict,
+     {"kind": "version"}),
+    ("get_machine", 429, "rate limit exceeded", "", errors.RateLimited, {"retry_after": None}),
+    ("create_machine", 400, "invalid_argument: only one mount is allowed", "", errors.Invalid, {}),
+    ("create_app", 422, "Validation failed: Name has already been taken", "name_taken", errors.NameTaken, {}),
+    ("get_app", 404, 'Could not find App "x"', "", errors.NotFound, {}),
+    # What the body names and Fly does not have: exact words are guesses, but none may be read as the app's absence.
+    *(("create_volume", code, text, "", errors.SnapshotMissing, {"reason": "SnapshotNotFound"})
+      for code in (400, 404, 422)
+      for text in ("snapshot not found", "not_found: snapshot vs_1 not found", "Could not find snapshot vs_1",
+                   "snapshot vs_1 does not exist", "failed_precondition: snapshot has expired")),
+    *(("create_machine", code, text, "", errors.ImageMissing, {"reason": "ImageNotFound"})
+      for code in (400, 404, 422)
+      for text in ("failed to get manifest docker.io/library/x:1: unknown: manifest unknown", "MANIFEST_UNKNOWN",
+                   "Could not find image \"registry.fly.io/x:1\"", "unable to resolve image x:1",
+                   "image registry.fly.io/x:1 not found")),
+]  # fmt: skip
+REGIONS = [
+    ("create_volume", 400, "invalid_argument: region xxx not found"),
+    ("create_machine", 404, "Could not find region xxx"),
+    ("create_machine", 422, "Region xxx does not exist"),
+    ("placements", 400, "invalid region xxx"),
+]
+GUESTS = [
+    ("create_machine", 422, "invalid guest: performance-8x needs at least 16384 MB"),
+    ("create_machine", 400, "invalid_argument: invalid config.guest.memory_mb, minimum required 16384 MiB"),
+    ("update_machine", 400, "invalid config.guest.cpus"),
+]
+
+
+def named(row: Any) -> str:
+    op, status, text = row[:3]
+    return f"{op}-{status}-{text[:60]}-{row[3] if len(row) > 3 else ''}".replace(" ", "_").replace("\0", "0")
+
+
+@pytest.mark.parametrize("row", SEEN, ids=named)
+def test_a_refusal_of_the_fact_sheet(row: Any) -> None:
+    op, status, text, code, kind, facts = row
+
+    error = classify(op, status, say(text, **({"status": code} if code else {})), {"fly-request-id": "01J"})
+
+    assert type(error) is kind
+    assert {name: getattr(error, name) for name in facts} == facts
+    assert (error.effect == "unknown") == (kind is errors.Ambiguous)
+    assert may(kind)
+
+
+@pytest.mark.parametrize("row", REGIONS, ids=named)
+def test_a_region_that_does_not_exist_names_the_field(row: Any) -> None:
+    error = classify(row[0], row[1], say(row[2]), {})
+    assert (type(error), error.effect) == (errors.Invalid, "none")
+    assert "spec.placement.regions" in error.advice
+
+
+@pytest.mark.parametrize("row", GUESTS, ids=named)
+def test_a_size_that_fly_refuses_names_the_fields(row: Any) -> None:
+    error = classify(row[0], row[1], say(row[2]), {})
+    assert (type(error), error.effect) == (errors.Invalid, "none")
+    assert "spec.machine.cpuKind, cpus or memoryMb" in error.advice
+
+
+def test_what_is_not_named_keeps_the_general_advice() -> None:
+    assert classify("create_machine", 400, say("bad"), {}).advice == "Change the field that the message names."
 
 
 def say(text: str, **more: str) -> bytes:

@@ -4,17 +4,18 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
-from fly_samples import ROW
+from fly_samples import MACHINE, ROW, VOLUME
 
 from roost.fly import refresher as refresher_module
 from roost.fly.client import Fly
-from roost.fly.refresher import Refresher, State, Sweep
+from roost.fly.refresher import Refresher, State, Sweep, VolumeSweep
 
 pytestmark = pytest.mark.looptime
 
@@ -30,6 +31,12 @@ def page(*rows: dict[str, Any], last: str = "", cursor: str = "", error_regions:
     return lambda _: httpx.Response(200, json=body)
 
 
+def volume_page(*ids: str, last: str = "", error_regions: tuple[str, ...] = ()) -> Answer:
+    volumes = [{**VOLUME, "id": name, "app_name": "ag-1"} for name in ids]
+    body = {"volumes": volumes, "next_cursor": "", "last_updated_at": last, "error_regions": error_regions}
+    return lambda _: httpx.Response(200, json=body)
+
+
 def fails(status: int, text: str, **headers: str) -> Answer:
     return lambda _: httpx.Response(status, json={"error": text}, headers=headers)
 
@@ -40,17 +47,32 @@ def refused(request: httpx.Request) -> httpx.Response:
 
 @dataclass
 class Script(httpx.AsyncBaseTransport):
-    """Fly, as this test has it: one answer for each request, the last one for all that follow."""
+    """Fly, as this test has it: one answer for each list of the org, the last one for all that follow."""
 
     answers: list[Answer]
+    """To the lists of machines."""
     seconds: float = 0.0
+    volumes: list[Answer] = field(default_factory=lambda: [volume_page()])
+    apps: dict[str, Answer] = field(default_factory=dict)
+    """To the list of one app's machines or volumes; one machine `e-NAME` or no volume when not here."""
     asked: list[tuple[float, dict[str, str]]] = field(default_factory=list)
+    asked_volumes: list[tuple[float, dict[str, str]]] = field(default_factory=list)
+    asked_apps: list[tuple[float, str]] = field(default_factory=list)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append((round(now(), 3), dict(request.url.params)))
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        at, query = round(now(), 3), dict(request.url.params)
+        answer = self._answer(request.url.path, at, query)
         await asyncio.sleep(self.seconds)
         return answer(request)
+
+    def _answer(self, path: str, at: float, query: dict[str, str]) -> Answer:
+        if (app := re.fullmatch(r"/v1/apps/([^/]+)/(machines|volumes)", path)) is not None:
+            self.asked_apps.append((at, f"{app[2]} of {app[1]}"))
+            body = [{**MACHINE, "id": f"e-{app[1]}"}] if app[2] == "machines" else []
+            return self.apps.get(app[1], lambda _: httpx.Response(200, json=body))
+        asked, answers = (self.asked_volumes, self.volumes) if path.endswith("/volumes") else (self.asked, self.answers)
+        asked.append((at, query))
+        return answers.pop(0) if len(answers) > 1 else answers[0]
 
     @property
     def times(self) -> list[float]:
@@ -73,6 +95,7 @@ class Run:
     refresher: Refresher
     script: Script
     sweeps: list[Sweep]
+    volumes: list[VolumeSweep]
 
     def after(self, index: int) -> str | None:
         return self.script.asked[index][1].get("updated_after")
@@ -87,12 +110,13 @@ async def running(
 
     script = Script(list(answers), seconds)
     sweeps: list[Sweep] = []
-    options.setdefault("on_rows", sweeps.append)
+    volumes: list[VolumeSweep] = []
+    options = {"on_rows": sweeps.append, "on_volumes": volumes.append, "apps": lambda: ()} | options
     async with Fly(token, lambda *_: None, clock=now, transport=script) as fly:
         refresher = Refresher(fly, "personal", clock=now, rng=rng or Mean(), **options)
         task = asyncio.create_task(refresher.run())
         try:
-            yield Run(refresher, script, sweeps)
+            yield Run(refresher, script, sweeps, volumes)
             assert not task.done()
         finally:
             task.cancel()
@@ -333,3 +357,166 @@ async def test_a_row_with_hostile_times_does_not_end_it() -> None:
         assert run.refresher.unexpected_errors == 0
         assert len(run.sweeps) == 3
         assert json.dumps([sweep.full for sweep in run.sweeps]) == "[true, true, false]"
+
+
+# --- Volumes ---------------------------------------------------------------------------------------------------------
+
+
+async def test_volumes_are_listed_in_the_same_way_and_more_slowly() -> None:
+    async with running(page(last=T0), volume_period=60, overlap=60) as run:
+        run.script.volumes = [volume_page("vol_1", last=T0), volume_page("vol_2", last=T1), volume_page()]
+        await asyncio.sleep(121)
+
+        assert [at for at, _ in run.script.asked_volumes] == [0, 60, 120]
+        told = [(sweep.full, [volume.id for volume in sweep.rows]) for sweep in run.volumes]
+        assert told == [(True, ["vol_1"]), (False, ["vol_2"]), (False, [])]
+        assert run.script.asked_volumes[0][1] == {"limit": "1000", "include_deleted": "false"}
+        assert run.script.asked_volumes[1][1]["updated_after"] == "2026-11-01T09:59:00.000Z"
+        assert run.script.asked_volumes[1][1]["include_deleted"] == "true"
+        assert len(run.script.asked) == 9
+
+
+async def test_without_a_time_of_the_list_its_volumes_tell() -> None:
+    body = {"volumes": [{**VOLUME, "app_name": "x", "updated_at": T1}], "next_cursor": ""}
+    async with running(page(last=T0), volume_period=5, overlap=0) as run:
+        run.script.volumes = [lambda _: httpx.Response(200, json=body)]
+        await asyncio.sleep(6)
+        assert run.script.asked_volumes[1][1]["updated_after"] == "2026-11-01T10:20:00.123Z"
+
+
+async def test_volumes_that_cannot_be_listed_leave_the_machines_alone() -> None:
+    async with running(page(last=T0)) as run:
+        run.script.volumes = [fails(500, "internal")]
+        await asyncio.sleep(61)
+        assert run.refresher.health.state is State.OK
+        assert (len(run.sweeps), run.volumes) == (5, [])
+
+
+async def test_a_kick_asks_for_volumes_too() -> None:
+    async with running(page(last=T0)) as run:
+        await asyncio.sleep(5)
+        run.refresher.kick()
+        await asyncio.sleep(0.1)
+        assert [at for at, _ in run.script.asked_volumes] == [0, 5]
+
+
+# --- App by app ------------------------------------------------------------------------------------------------------
+
+NOT_ALLOWED = fails(403, "not allowed")
+
+
+def apps(count: int) -> Callable[[], list[str]]:
+    return lambda: [f"ag-{n:03}" for n in range(count)]
+
+
+def machine_calls(run: Run) -> list[tuple[float, str]]:
+    return [(at, what.removeprefix("machines of ")) for at, what in run.script.asked_apps if "machines" in what]
+
+
+async def test_where_the_org_cannot_be_listed_each_app_is_and_a_sentence_says_so() -> None:
+    async with running(NOT_ALLOWED, apps=apps(3)) as run:
+        await asyncio.sleep(17.1)
+
+        assert machine_calls(run) == [(2, "ag-000"), (7, "ag-001"), (12, "ag-002"), (17, "ag-000")]
+        told = [(sweep.full, sweep.apps, [(row.app, row.id) for row in sweep.rows]) for sweep in run.sweeps]
+        assert told[:2] == [
+            (True, {"ag-000"}, [("ag-000", "e-ag-000")]),
+            (True, {"ag-001"}, [("ag-001", "e-ag-001")]),
+        ]
+        health = run.refresher.health
+        assert (health.state, health.since) == (State.CANNOT_LIST_ORG, 0)
+        assert health.message == (
+            'machines of org "personal" can\'t be listed: not allowed. Each app is listed by itself, which takes more '
+            "calls and tells changes later; a token of the whole org makes it one list: fly tokens create org --org "
+            '"personal"'
+        )
+
+
+async def test_volumes_are_listed_app_by_app_at_their_own_pace() -> None:
+    async with running(page(last=T0), apps=apps(2), volume_period=60) as run:
+        run.script.volumes = [fails(404, "organization not found")]
+        run.script.apps = {"ag-001": lambda _: httpx.Response(200, json=[VOLUME])}
+        await asyncio.sleep(61)
+        assert [call for call in run.script.asked_apps if call[0] <= 61] == [
+            (2, "volumes of ag-000"),
+            (32, "volumes of ag-001"),
+        ]
+        assert [(sweep.apps, [v.app for v in sweep.rows]) for sweep in run.volumes] == [
+            ({"ag-000"}, []),
+            ({"ag-001"}, ["ag-001"]),
+        ]
+        assert run.refresher.health.state is State.OK
+
+
+async def test_many_apps_are_spread_over_the_period_and_within_the_rate() -> None:
+    async with running(NOT_ALLOWED, apps=apps(60), volume_period=6000) as few:
+        await asyncio.sleep(16.9)
+        assert sorted(name for _, name in machine_calls(few)) == apps(60)()
+        assert max(len(sweep.apps or ()) for sweep in few.sweeps) == 8
+    async with running(NOT_ALLOWED, apps=apps(600), volume_period=6000) as many:
+        await asyncio.sleep(2 + 59)
+        assert len(machine_calls(many)) == 600
+        assert max(len(sweep.apps or ()) for sweep in many.sweeps) == 20
+
+
+async def test_an_app_that_cannot_be_listed_is_left_out_and_holds_up_no_other() -> None:
+    async with running(NOT_ALLOWED, apps=apps(30), volume_period=6000) as run:
+        run.script.apps = {
+            "ag-000": fails(404, "app not found"),
+            "ag-001": fails(500, "internal"),
+            "ag-002": fails(403, "not allowed"),
+            "ag-003": lambda _: httpx.Response(200, json=[]),
+        }
+        await asyncio.sleep(16.9)
+        spoken = {name for sweep in run.sweeps for name in sweep.apps or ()}
+        assert spoken == set(apps(30)()) - {"ag-000", "ag-001", "ag-002"}
+        assert run.refresher.health.state is State.CANNOT_LIST_ORG
+
+
+async def test_an_outage_while_listing_app_by_app_is_met_with_growing_patience() -> None:
+    async with running(NOT_ALLOWED, apps=apps(1), volume_period=6000) as run:
+        await asyncio.sleep(3)
+        run.script.apps = {"ag-000": fails(500, "internal")}
+        await asyncio.sleep(30)
+        assert [at for at, _ in machine_calls(run)] == [2, 17, 19, 23, 31]
+        assert run.refresher.health.state is State.UNAVAILABLE
+
+        run.script.apps = {}
+        await asyncio.sleep(15)
+        assert run.refresher.health.state is State.CANNOT_LIST_ORG
+        assert "not allowed" in run.refresher.health.message
+
+
+async def test_a_token_that_is_refused_for_an_app_is_asked_of_the_org_which_tells() -> None:
+    async with running(NOT_ALLOWED, apps=apps(1), volume_period=6000) as run:
+        await asyncio.sleep(3)
+        run.script.apps = {"ag-000": fails(401, "abroad")}
+        await asyncio.sleep(17)
+        assert run.script.times == [0, 19]
+        assert run.refresher.health.state is State.CANNOT_LIST_ORG
+
+        run.script.answers = [fails(401, "Authenticate: token validation error")]
+        await asyncio.sleep(15)
+        assert run.refresher.health.state is State.UNAUTHORIZED
+
+
+async def test_the_org_is_tried_again_every_ten_minutes_and_then_listed_in_full() -> None:
+    async with running(page(last=T0), NOT_ALLOWED, apps=apps(1), full_every=6000) as run:
+        await asyncio.sleep(610)
+        assert run.script.times == [0, 15]
+        run.script.answers = [page(row(1, T0), last=T0)]
+        await asyncio.sleep(20)
+
+        assert run.script.times[2] <= 15 + refresher_module.ORG_AGAIN_SECONDS + 15
+        assert (run.sweeps[-1].full, run.sweeps[-1].apps) == (True, None)
+        assert run.refresher.health.state is State.OK
+        calls = len(run.script.asked_apps)
+        await asyncio.sleep(30)
+        assert len(run.script.asked_apps) == calls  # no app is asked any more
+
+
+async def test_without_an_app_of_interest_nothing_is_asked() -> None:
+    async with running(NOT_ALLOWED, volume_period=6000) as run:
+        await asyncio.sleep(300)
+        assert (run.script.asked_apps, run.sweeps) == ([], [])
+        assert run.refresher.health.state is State.CANNOT_LIST_ORG

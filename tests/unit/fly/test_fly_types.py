@@ -32,6 +32,32 @@ def test_a_machine_whose_host_is_lost_has_no_config_to_send_back() -> None:
     assert machine.exit_note == ""
 
 
+def test_checks_and_cordon_without_what_fly_adds_for_itself() -> None:
+    checks = [
+        {"name": "servicecheck-00-tcp-8080", "status": "critical", "output": "refused", "updated_at": "x"},
+        {"name": "bg_deployments_compat-1", "status": "passing"},
+    ]
+    machine = types.parse_machine("a", {**MACHINE, "checks": checks, "cordoned": True})
+    assert machine.checks == (types.Check("servicecheck-00-tcp-8080", "critical", "refused"),)
+    assert machine.cordoned
+    assert (types.parse_machine("a", MACHINE).checks, types.parse_machine("a", MACHINE).cordoned) == ((), False)
+
+
+def test_what_a_volume_does_not_tell_is_unknown() -> None:
+    bare, told = types.parse_volume("a", VOLUME), {"snapshot_retention": 7, "bytes_used": 5, "bytes_total": 9}
+    assert (bare.snapshot_retention, bare.bytes_used, bare.bytes_total, bare.host_ok) == (None, None, None, True)
+    full = types.parse_volume("a", {**VOLUME, **told, "host_status": "unreachable"})
+    assert (full.snapshot_retention, full.bytes_used, full.bytes_total, full.host_ok) == (7, 5, 9, False)
+
+
+def test_a_machine_as_a_row_is_the_row_that_the_org_tells() -> None:
+    assert types.row_of(types.parse_machine("ag-1", MACHINE)).id == ROW["id"]
+    assert (
+        types.row_of(types.parse_machine("ag-1", {**MACHINE, "config": ROW["config"]}))
+        == (types.parse_machines_page({"machines": [ROW]}).rows[0])
+    )
+
+
 def test_an_old_machine_without_version_or_config() -> None:
     machine = types.parse_machine("a", {"id": "1", "state": "destroyed", "instance_id": "01J", "events": None})
     assert (machine.version, machine.host_status, machine.metadata, machine.volume_id) == ("01J", "unknown", {}, None)
