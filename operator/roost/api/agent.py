@@ -120,8 +120,8 @@ Region = Annotated[
     Field(
         max_length=8,
         pattern=r"^[a-z]{2,8}$",
-        description="A Fly region's code, such as iad.",
-        json_schema_extra=says("a Fly region's code of lower-case letters, such as iad"),
+        description="A Fly region's code, such as iad, or an alias of several, such as eu.",
+        json_schema_extra=says("a Fly region's code or alias of lower-case letters, such as iad or eu"),
     ),
 ]
 
@@ -132,8 +132,29 @@ class Placement(Block):
     regions: tuple[Region, ...] = Field(
         (),
         max_length=16,
-        description="In order of preference; the next is tried when one is full. Empty: the settings' regions.",
+        description="In order of preference; the next is tried when one is full. Empty: the settings' regions. A "
+        "volume that exists is not moved by a change. A region that comes twice, by itself or by an alias, counts "
+        "once.",
     )
+    relocate: Literal["Never", "OnCapacity", "OnFailure"] = Field(
+        "OnCapacity",
+        description="When the agent may move with its data: Never; OnCapacity, when the host of its volume is full; "
+        "OnFailure, also when that host is lost, from the newest snapshot.",
+    )
+
+
+MetadataValue = Annotated[
+    str,
+    Field(
+        max_length=255,
+        pattern=r"^[\x20-\x7e]+$",
+        description="Plain characters; no secret belongs here.",
+        json_schema_extra=says("plain characters, at least one; to take a key away, leave it out"),
+    ),
+]
+# Metadata keys of Fly's own tools, and ours; flyctl acts on machines that carry its keys.
+_TAKEN_METADATA = r"^(roost_|fly_|fly-|process_group$)"
+_METADATA_KEY = r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"
 
 
 class Machine(Block):
@@ -147,13 +168,19 @@ class Machine(Block):
         "supervisor.",
         json_schema_extra=says("an image reference without spaces, such as registry.fly.io/agent@sha256:…"),
     )
-    cpus: Literal[1, 2, 4, 6, 8] = Field(1, description="Shared CPUs: 1, 2, 4, 6 or 8.")
+    cpu_kind: Literal["shared", "performance"] = Field(
+        "shared", description="shared: a part of a CPU at a time; performance: whole CPUs."
+    )
+    cpus: Literal[1, 2, 4, 6, 8, 10, 12, 14, 16] = Field(
+        1, description="CPUs: 1, 2, 4, 6 or 8; with cpuKind performance also 10, 12, 14 or 16."
+    )
     memory_mb: int = Field(
         1024,
         ge=1024,
-        le=16384,
+        le=131_072,
         multiple_of=256,
-        description="Memory in MiB, in steps of 256; 256 to 2048 for each CPU, at least 1024.",
+        description="Memory in MiB, in steps of 256, at least 1024; 256 to 2048 for each shared CPU, 2048 to 8192 for "
+        "each performance CPU.",
     )
     stop_timeout_seconds: int = Field(
         30, ge=1, le=300, description="How long the agent has to end by itself before it is killed."
@@ -163,13 +190,88 @@ class Machine(Block):
         description="When Fly starts the machine again after the supervisor has ended; the supervisor itself keeps "
         "the runtime alive.",
     )
+    public: Literal["None", "Gateway", "All"] = Field(
+        "None",
+        description="Ports that the Internet reaches: None; Gateway, 443 to the runtime's 18789; All, also 18790 and "
+        "18791. The app's addresses are assigned once and go with the app.",
+    )
+    autostart: bool = Field(
+        False,
+        description="Whether traffic starts the machine when it rests for idleness; off while it is stopped, suspended "
+        "or revoked on purpose. Needs public.",
+    )
+    metadata: dict[str, MetadataValue] = Field(
+        {},
+        max_length=16,
+        description="More metadata of the machine, for your own tools; keys of at most 63 characters. A change does "
+        "not restart it.",
+    )
 
     RULES = (
         Rule(
-            "self.memoryMb >= 256 * self.cpus && self.memoryMb <= 2048 * self.cpus",
-            "memoryMb {self.memoryMb} does not fit cpus {self.cpus}: use "
-            "{self.cpus > 4 ? 256 * self.cpus : 1024} to {2048 * self.cpus}, or change cpus",
+            "self.cpuKind != 'shared' || self.cpus <= 8",
+            "cpus {self.cpus} are too many for cpuKind shared: use at most 8, or cpuKind performance",
+            field="cpus",
+        ),
+        Rule(
+            "self.cpuKind != 'shared' || self.cpus > 8 || (self.memoryMb >= 256 * self.cpus && "
+            "self.memoryMb <= 2048 * self.cpus)",
+            "memoryMb {self.memoryMb} does not fit cpus {self.cpus} of cpuKind shared: use "
+            "{self.cpus > 4 ? 256 * self.cpus : 1024} to {2048 * self.cpus}, or change cpus or cpuKind",
             field="memoryMb",
+        ),
+        Rule(
+            "self.cpuKind != 'performance' || (self.memoryMb >= 2048 * self.cpus && self.memoryMb <= 8192 * self.cpus)",
+            "memoryMb {self.memoryMb} does not fit cpus {self.cpus} of cpuKind performance: use {2048 * self.cpus} to "
+            "{8192 * self.cpus}, or change cpus or cpuKind",
+            field="memoryMb",
+        ),
+        Rule(
+            f"self.metadata.all(k, size(k) <= 63 && k.matches('{_METADATA_KEY}'))",
+            f"metadata key {{self.metadata.filter(k, size(k) > 63 || !k.matches('{_METADATA_KEY}'))[0]}} is not valid: "
+            "use at most 63 letters, digits, dots, dashes and underscores, with a letter or digit at both ends",
+            field="metadata",
+        ),
+        Rule(
+            f"!self.metadata.exists(k, k.matches('{_TAKEN_METADATA}'))",
+            f"metadata key {{self.metadata.filter(k, k.matches('{_TAKEN_METADATA}'))[0]}} belongs to Roost or Fly: "
+            "choose one that is not process_group and does not begin with roost_, fly_ or fly-",
+            field="metadata",
+        ),
+        Rule(
+            "!self.autostart || self.public != 'None'",
+            "autostart needs public Gateway or All: without a port there is no traffic that could start it",
+            field="autostart",
+        ),
+    )
+
+
+class AutoExtend(Block):
+    """Growth by itself, done by Fly when the disk fills up."""
+
+    at_percent: int = Field(ge=50, le=99, description="It grows when so many percent of it are used.")
+    by_gb: int = Field(ge=1, le=100, description="By so many GB at a time.")
+    limit_gb: int = Field(ge=1, le=500, description="Up to this size, which is more than sizeGb.")
+
+
+class RestoreFrom(Block):
+    """What a new volume is filled with: exactly one of both."""
+
+    snapshot: str | None = Field(
+        None,
+        max_length=64,
+        pattern=r"^vs_[A-Za-z0-9]+$",
+        description="A snapshot of one of this Agent's own volumes.",
+        json_schema_extra=says("the id of a snapshot, such as vs_0123456789abcdef"),
+    )
+    agent: ObjectName | None = Field(
+        None, description="An Agent of this namespace; the newest snapshot of its volume is taken."
+    )
+
+    RULES = (
+        Rule(
+            "has(self.snapshot) != has(self.agent)",
+            "restoreFrom needs exactly one of snapshot and agent; for neither, leave restoreFrom out",
         ),
     )
 
@@ -191,6 +293,28 @@ class Volume(Block):
         description="Where the disk is mounted; the runtime finds it in DATA_DIR and starts there. Never changes.",
         json_schema_extra=immutable("files would be lost from sight; keep it, or apply it under another name")
         | says("an absolute path such as /data, without dots at the start of a part and no slash at its end"),
+    )
+    snapshot_retention_days: int = Field(
+        5, ge=1, le=60, description="For how long Fly keeps each daily snapshot of the volume."
+    )
+    auto_extend: AutoExtend | None = None
+    on_loss: Literal["Restore", "Fail", "Recreate"] = Field(
+        "Restore",
+        description="When the volume is lost at Fly: Restore, from its newest snapshot, else Fail; Fail, wait for a "
+        "person; Recreate, an empty one, once the annotation roost.dev/allow-data-loss names the lost volume.",
+    )
+    restore_from: RestoreFrom | None = Field(
+        None,
+        description="What a new volume is filled with, once: a snapshot or an agent; never over a volume in use.",
+    )
+
+    RULES = (
+        Rule(
+            "!has(self.autoExtend) || self.autoExtend.limitGb > self.sizeGb",
+            "autoExtend.limitGb {self.autoExtend.limitGb} must be more than sizeGb {self.sizeGb}: raise it, or leave "
+            "autoExtend out",
+            field="autoExtend.limitGb",
+        ),
     )
 
 
@@ -325,11 +449,55 @@ class Heartbeat(Block):
     )
 
 
+class Idle(Block):
+    """Rest while there is nothing to do: no session, no traffic, no run soon, all by the agent's own heartbeat."""
+
+    after_seconds: int = Field(
+        0,
+        ge=0,
+        le=604_800,
+        description="How long there must have been nothing to do, at least 60; 0: it never rests.",
+    )
+    action: Literal["None", "Stop", "Suspend"] = Field(
+        "None",
+        description="How it rests: None, never; Stop, a cold start wakes it; Suspend, it goes on where it was, with at "
+        "most 2048 MiB of memory.",
+    )
+    allow_deaf: bool = Field(
+        False,
+        description="Accept that a resting agent hears nothing that it would have to fetch by itself; needed where no "
+        "traffic can wake it.",
+    )
+
+    RULES = (
+        Rule(
+            "self.action == 'None' ? self.afterSeconds == 0 : self.afterSeconds >= 60",
+            "idle.action {self.action} with afterSeconds {self.afterSeconds}: set both, afterSeconds to at least 60, "
+            "or neither",
+        ),
+    )
+
+
+class Recovery(Block):
+    """What is done with an agent that has fallen silent."""
+
+    on_unhealthy: Literal["None", "RestartMachine", "Relocate"] = Field(
+        "RestartMachine",
+        description="None: it is only told. RestartMachine: its machine is restarted. Relocate: when restarts have not "
+        "helped, it is moved to another host with its data.",
+    )
+    max_per_hour: int = Field(
+        4, ge=1, le=60, description="So many attempts within an hour; then it waits for a person, or for a heartbeat."
+    )
+
+
 class AgentSpec(Block):
     """What is declared."""
 
-    desired_state: Literal["Running", "Stopped"] = Field(
-        "Running", description="Running, or Stopped: the machine is stopped and its volume stays."
+    desired_state: Literal["Running", "Stopped", "Suspended"] = Field(
+        "Running",
+        description="Running; Stopped: the machine is stopped and its volume stays; Suspended, with at most 2048 MiB "
+        "of memory: it is put to sleep and goes on where it was (one that is not running stays as it is).",
     )
     revoked: bool = Field(
         False,
@@ -368,6 +536,35 @@ class AgentSpec(Block):
         json_schema_extra=keyed("path"),
     )
     heartbeat: Heartbeat = Heartbeat()
+    idle: Idle = Idle()
+    recovery: Recovery = Recovery()
+
+    RULES = (
+        Rule(
+            "self.desiredState != 'Suspended' || self.machine.memoryMb <= 2048",
+            "desiredState Suspended does not go with machine.memoryMb {self.machine.memoryMb}, since Fly suspends "
+            "machines of at most 2048 MiB: use Stopped, or less memory",
+            field="desiredState",
+        ),
+        Rule(
+            "self.idle.action != 'Suspend' || self.machine.memoryMb <= 2048",
+            "idle.action Suspend does not go with machine.memoryMb {self.machine.memoryMb}, since Fly suspends "
+            "machines of at most 2048 MiB: use Stop, or less memory",
+            field="idle.action",
+        ),
+        Rule(
+            "self.idle.action == 'None' || self.idle.allowDeaf || self.machine.autostart",
+            "idle.action {self.idle.action} would make the agent deaf, since no traffic could wake it: set "
+            "machine.public and machine.autostart, or accept it with idle.allowDeaf",
+            field="idle.action",
+        ),
+        Rule(
+            "self.recovery.onUnhealthy != 'Relocate' || self.placement.relocate != 'Never'",
+            "recovery.onUnhealthy Relocate does not go with placement.relocate Never: use RestartMachine, or let the "
+            "agent move with OnCapacity or OnFailure",
+            field="recovery.onUnhealthy",
+        ),
+    )
 
 
 class Phase(StrEnum):
@@ -378,8 +575,12 @@ class Phase(StrEnum):
     STARTING = "Starting"
     RUNNING = "Running"
     UPDATING = "Updating"
+    RECOVERING = "Recovering"
+    RESTORING = "Restoring"
     STOPPING = "Stopping"
     STOPPED = "Stopped"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
     DEGRADED = "Degraded"
     REVOKED = "Revoked"
     FAILED = "Failed"
@@ -406,7 +607,9 @@ class MachineStatus(Block):
     version: Word | None = Field(None, description="Fly's id of its configuration.")
     region: Word | None = Field(None, description="The region it is in.")
     private_ip: Word | None = Field(None, description="Its address in the private network.")
-    image: Annotated[str, Sized(512)] | None = Field(None, description="The image it runs.")
+    image: Annotated[str, Sized(1024)] | None = Field(
+        None, description="The image it runs; a tag is pinned to the digest it had when it was first used."
+    )
     config_hash: Word | None = Field(None, description="The hash of the configuration it was given.")
 
 
@@ -414,9 +617,37 @@ class VolumeStatus(Block):
     """The Fly volume as last seen."""
 
     id: Word | None = Field(None, description="Its id.")
+    name: Word | None = Field(None, description="Its name; the number at its end tells which of the agent's it is.")
     state: Word | None = Field(None, description="Its state in Fly's words.")
     region: Word | None = Field(None, description="The region it is in.")
     size_gb: int | None = Field(None, description="Its size in GB; more than declared is no fault.")
+    mounted_by: Word | None = Field(None, description="The machine that holds it.")
+    restored_from: Word | None = Field(None, description="What volume.restoreFrom named when it was made.")
+
+
+class PreviousVolume(Block):
+    """The volume that the current one has taken the place of; kept for seven days, then deleted."""
+
+    id: Word | None = Field(None, description="Its id.")
+    region: Word | None = Field(None, description="The region it is in.")
+    expires_at: Time | None = Field(None, description="When it is deleted.")
+
+
+class IdleStatus(Block):
+    """Its rest, while it rests for idleness."""
+
+    since: Time | None = Field(None, description="When it was put to rest.")
+    wake_at: Time | None = Field(None, description="When it is woken by itself, two minutes before its next run.")
+    generation: int | None = Field(None, description="The generation it rests under; an edit wakes it.")
+    wake: Word | None = Field(None, description="The value of the annotation roost.dev/wake that was acted on.")
+
+
+class RecoveryStatus(Block):
+    """Attempts to bring a silent agent back, within the last hour."""
+
+    count: int | None = Field(None, description="How many.")
+    window_start: Time | None = Field(None, description="When the first of them was.")
+    last_reason: Line | None = Field(None, description="Why the last one was made.")
 
 
 class BundleStatus(Block):
@@ -483,6 +714,9 @@ class AgentStatus(Block):
     app: AppStatus | None = None
     machine: MachineStatus | None = None
     volume: VolumeStatus | None = None
+    previous_volume: PreviousVolume | None = None
+    idle: IdleStatus | None = None
+    recovery: RecoveryStatus | None = None
     bundle: BundleStatus | None = None
     agent: InsideStatus | None = None
     secrets: tuple[SecretUse, ...] | None = Field(
@@ -530,6 +764,16 @@ AGENT = Kind(
     annotations=(
         ("roost.dev/reconcile-at", "Any new value has it looked at now; the status echoes it."),
         ("roost.dev/revoked", "Any value but false is the kill switch, like spec.revoked; a Fleet never undoes it."),
+        ("roost.dev/wake", "Any new value wakes an agent that rests for idleness."),
+        (
+            "roost.dev/allow-data-loss",
+            "The id of a lost volume: with volume.onLoss Recreate, an empty one may take its place.",
+        ),
+        (
+            "roost.dev/forget",
+            "Ids at Fly, separated by commas, that a deletion which is stuck lets go of: they stay, and the app with "
+            "them, and nobody looks after them any more.",
+        ),
     ),
 )
 

@@ -66,6 +66,8 @@ class Reason(_Documented):
     AS_EXPECTED = "AsExpected", "Nothing is wrong and nothing is moving."
     RUNNING = "Running", "The agent runs and is ready."
     STOPPED = "Stopped", "The machine is stopped, as desiredState says."
+    SUSPENDED = "Suspended", "The machine is suspended, as desiredState says."
+    IDLE = "Idle", "The agent has nothing to do and rests; an edit, traffic, its next run or roost.dev/wake wakes it."
     REVOKED = "Revoked", "The kill switch is on: the machine is stopped and its configuration holds no secret."
     PAUSED = "Paused", "Nothing is changed until spec.paused is false again."
 
@@ -75,15 +77,27 @@ class Reason(_Documented):
     STARTING = "Starting", "The machine starts, or has started and its agent has not said ready yet."
     UPDATING = "Updating", "A change of the spec is on its way to the machine or the agent."
     STOPPING = "Stopping", "The machine is being stopped."
+    SUSPENDING = "Suspending", "The machine is being suspended."
+    RECOVERING = "Recovering", "The agent was silent for too long and is being brought back."
+    RESTORING = "Restoring", "The volume is being made from a snapshot."
+    RELOCATING = "Relocating", "The volume is being copied to another host, and its machine follows."
     TERMINATING = "Terminating", "It is being deleted and its machine, volume and app with it."
     WAITING_FOR_FLY = "WaitingForFly", "Fly was asked and has not finished yet."
-    NOT_NEEDED = "NotNeeded", "There is nothing to say of this while it is stopped or revoked."
+    NOT_NEEDED = "NotNeeded", "There is nothing to say of this while it is down on purpose."
 
     # The agent inside.
     WAITING_FOR_AGENT = "WaitingForAgent", "The machine is up and its first heartbeat has not arrived yet."
     AGENT_NOT_READY = "AgentNotReady", "Heartbeats arrive and say that the agent is not ready."
     DEGRADED = "Degraded", "The agent runs and reports that something in it does not work."
     AGENT_SILENT = "AgentSilent", "Heartbeats have stopped for longer than spec.heartbeat allows."
+    RECOVERY_EXHAUSTED = (
+        "RecoveryExhausted",
+        "As many attempts as spec.recovery allows within an hour have not brought the agent back.",
+    )
+    ENDPOINT_UNREACHABLE = (
+        "EndpointUnreachable",
+        "Many agents fell silent together, so it is our endpoint that can't be reached: nothing is restarted for it.",
+    )
     UNHEARD = "Unheard", "This operator started a short while ago and has not heard or seen it yet."
 
     # Secrets.
@@ -103,12 +117,35 @@ class Reason(_Documented):
     VOLUME_EXTENDING = "VolumeExtending", "The volume is growing to spec.volume.sizeGb."
     VOLUME_LOST = "VolumeLost", "The volume is gone at Fly and its data with it; nothing empty takes its place unasked."
 
+    RESTORE_REFUSED = (
+        "RestoreRefused",
+        "What volume.restoreFrom asks for can't be done; the message says why, and no volume in use is ever replaced.",
+    )
+    SNAPSHOT_NOT_FOUND = (
+        "SnapshotNotFound",
+        "The snapshot of volume.restoreFrom is not at Fly: it never was, has expired, or belongs to somebody else.",
+    )
+    HOST_LOST = "HostLost", "The host of the volume can't be reached; Fly brings it back, or the agent moves if it may."
+
     # Machine.
     MACHINE_CREATING = "MachineCreating", "The machine is being made."
     MACHINE_STARTED = "MachineStarted", "The machine runs with the declared configuration."
     MACHINE_STOPPED = "MachineStopped", "The machine is stopped."
     MACHINE_FAILED = "MachineFailed", "The machine ended or could not start; the message has its last exit."
     IMAGE_NOT_FOUND = "ImageNotFound", "Fly can't pull the image: correct spec.machine.image."
+    DUPLICATE_MACHINES = (
+        "DuplicateMachines",
+        "Several machines say that they are this Agent's; the best is kept, the others are named and left alone.",
+    )
+    DUPLICATE_VOLUMES = (
+        "DuplicateVolumes",
+        "Several volumes carry this Agent's volume name; the one in use is kept, the others are named and left alone.",
+    )
+    CLUSTER_MOVED = (
+        "ClusterMoved",
+        "The machine belongs to the same Roost in another cluster: it is only read until the settings' "
+        "adoptFromCluster names that cluster.",
+    )
     FOREIGN_MACHINE = "ForeignMachine", "A machine of the derived name is not ours; it is left alone."
 
     # Configuration.

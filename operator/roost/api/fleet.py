@@ -82,6 +82,12 @@ class Template(Block):
             "restartedAt belongs to one Agent: restart a member with kubectl patch agents",
             field="spec.restartedAt",
         ),
+        Rule(
+            "!has(self.spec.volume.restoreFrom) || !has(self.spec.volume.restoreFrom.snapshot)",
+            "volume.restoreFrom.snapshot is of one Agent's volume and can't fill every member's: restore a member with "
+            "kubectl patch agents, or name an Agent in restoreFrom.agent",
+            field="spec.volume.restoreFrom.snapshot",
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from roost.api.secret import SECRET
 
 _HEAD = "<!-- Generated from operator/roost/api by `make generate`; change the models, not this file. -->\n"
 _SAMPLES = {
-    "Agent": ("agent.yaml", "agent-secret.yaml", "agent-shared.yaml"),
+    "Agent": ("agent.yaml", "agent-secret.yaml", "agent-shared.yaml", "agent-idle.yaml"),
     "Fleet": ("fleet.yaml",),
     "Secret": ("agent-secret.yaml",),
 }
@@ -96,10 +96,11 @@ def _refusals(schema: Schema) -> Iterator[str]:
     for rule in rules(schema):
         yield _refusal(rule)
     for name, field in schema["properties"].items():
-        leaf = field["items"] if field.get("type") == "array" else field
+        leaf = field.get("items") or field.get("additionalProperties") or field
         if "properties" not in leaf:
+            told = f"a value of `{name}` " if "additionalProperties" in field else f"`{name}` "
             for rule in rules(leaf):
-                yield _refusal(rule, f"`{name}` ")
+                yield _refusal(rule, told)
 
 
 def _refusal(rule: Rule, name: str = "") -> str:
@@ -140,9 +141,9 @@ def _range(field: Schema) -> str:
 
 def _default(field: Schema) -> str:
     default = field.get("default")
-    if default is None or isinstance(default, dict):
+    if default is None or "properties" in field:
         return ""
-    if default == []:
+    if default in ([], {}):
         return "none"
     return f"`{plain(default)}`"
 

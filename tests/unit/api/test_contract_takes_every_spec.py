@@ -1,8 +1,8 @@
 """Whatever the API server lets through can be told to the agent: bounds here are never wider than in the contract."""
 
-from agent_specs import SPECS
 from hypothesis import given
 
+from agent_specs import SPECS
 from roost.agents import bundle
 from roost.agents.view import Declared
 from roost.api.agent import AgentSpec

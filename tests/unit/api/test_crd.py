@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import jsonschema
 import pytest
 import yaml
-from agent_specs import SPECS
 from hypothesis import given
 from pydantic import Field
 
+from agent_specs import SPECS
 from roost.api import crd, generate
 from roost.api.agent import AGENT, AgentSpec
 from roost.api.block import Block, Column, Kind, immutable, keyed, never_falls, says
@@ -151,6 +151,8 @@ def defaulted(value: Any, schema: Schema) -> Any:
         (KINDS[0], {"runtime": {"kind": "Command", "command": ["sh"]}}),
         (KINDS[0], {"runtime": {"kind": "Command", "readiness": {"httpGet": {"port": 80}}}, "fly": {"org": "a"}}),
         (KINDS[0], {"runtime": {"kind": "Command"}, "files": [{"path": "a", "content": ""}], "volume": {}}),
+        (KINDS[0], {"runtime": {"kind": "Command"}, "machine": {}, "placement": {}, "idle": {}, "recovery": {}}),
+        (KINDS[0], {"runtime": {"kind": "Command"}, "volume": {"restoreFrom": {"agent": "ada"}}}),
         (KINDS[1], {"template": {"spec": {"runtime": {"kind": "Command", "command": ["sh"]}}}}),
         (KINDS[2], {"source": {"secretRef": {"name": "a"}}, "keys": [{"name": "b"}]}),
     ],
@@ -171,8 +173,9 @@ def checkable(schema: Schema) -> Schema:
     if "properties" in out:
         out["properties"] = {name: checkable(field) for name, field in out["properties"].items()}
         out["additionalProperties"] = False
-    if "items" in out:
-        out["items"] = checkable(out["items"])
+    for inner in ("items", "additionalProperties"):
+        if isinstance(out.get(inner), dict):
+            out[inner] = checkable(out[inner])
     return out
 
 
