@@ -96,7 +96,10 @@ class Operator:
             name: FlyToken(kube, settings.namespace, credential, self._wake_all)
             for name, credential in settings.fly.credentials.items()
         }
-        async with asyncio.TaskGroup() as tasks, Orgs(settings, tokens, metrics, tasks, agents.swept) as orgs:
+        async with (
+            asyncio.TaskGroup() as tasks,
+            Orgs(settings, tokens, metrics, tasks, agents.swept, agents.volumes_swept, agents.apps) as orgs,
+        ):
             agents.connect(engine, orgs)
             for kind in listing.KINDS:
                 async for body in listing.objects(kube, kind):

@@ -66,6 +66,7 @@ class Fly(_Block):
     org: str = "personal"
     credentials: Annotated[dict[str, Credential], Field(min_length=1)] = {"default": Credential()}
     refresh_seconds: Seconds = 15
+    volume_refresh_seconds: Seconds = 60
     full_sweep_seconds: Seconds = 600
     absence_seconds: Seconds = Field(
         90, description="how long a list may lag behind a create whose answer was lost, before absence is believed"
@@ -86,6 +87,11 @@ class Settings(_Block):
     metrics: Metrics = Metrics()
     fly: Fly = Fly()
     defaults: Defaults = Defaults()
+    adopt_from_cluster: str = Field(
+        "",
+        description="the kube-system uid of a cluster that is gone for good and whose machines this one takes over; "
+        "ClusterMoved in an Agent's status tells it",
+    )
     namespace: str = Field("roost-system", description="the operator's own namespace: roots and Fly tokens live here")
     in_flight: int = Field(64, ge=1, le=1024, description="Agents that are worked on at the same time")
     secret_poll_seconds: Seconds = Field(

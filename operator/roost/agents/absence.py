@@ -9,6 +9,8 @@ from roost.agents.view import AgentView
 LOOKS_APART_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 200.0
 """Less than `SLOW_SECONDS` with its jitter: whoever is woken after that looks before it says the same again."""
+DOUBT_AFTER = 6
+"""A volume stays bound for a while after its machine is gone; so many refusals later, the machine is looked at."""
 
 Looks = tuple[float, ...]
 

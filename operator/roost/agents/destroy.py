@@ -1,11 +1,12 @@
 """How an Agent leaves: machine, then volumes, then the app, each confirmed gone before the next; then our finalizer.
 
-It slows down and never gives up. What isn't ours is never taken along: since deleting an app takes everything in it,
-machines and volumes are listed once more right before. Shared apps are never deleted, only our secret in them. With
-deletionPolicy Retain the machine goes, volume and app stay and are found again by name. Pure.
+It slows down and never gives up; only a person's annotation with the id of what is in the way lets go, and then what
+was let go of stays, and the app around it. What isn't ours is never taken along: since deleting an app takes everything
+in it, the app is looked at once more right before. Shared apps are never deleted, only our secret in them. With
+deletionPolicy Retain the machine goes, volume and app stay with a mark and are found again by name. Pure.
 """
 
-from roost.agents import absence, machine_config
+from roost.agents import absence
 from roost.agents.view import (
     FINALIZER,
     SLOW_SECONDS,
@@ -16,6 +17,7 @@ from roost.agents.view import (
     DeleteApp,
     DeleteMachine,
     DeleteVolume,
+    Failure,
     ForgetToken,
     GetApp,
     GetMachine,
@@ -23,6 +25,7 @@ from roost.agents.view import (
     ListMachines,
     ListVolumes,
     MachineSight,
+    MarkRetained,
     ReleaseFinalizer,
     Settled,
     Step,
@@ -39,7 +42,10 @@ GRACE_BEYOND_STOP_SECONDS = 10.0
 PAUSE_SECONDS = 0.2
 """Between two looks at an app that goes; less than the shortest back-off."""
 LAST_LOOK_SECONDS = 30.0
-"""An older list is no last look."""
+"""An older look is no last look."""
+QUICK_TRIES = 8
+"""So many failures of a step grow its back-off to minutes; from then on it doubles up to an hour, without end."""
+LONGEST_PAUSE_SECONDS = 3600.0
 
 
 def step(view: AgentView) -> Step:
@@ -52,6 +58,8 @@ def step(view: AgentView) -> Step:
         return Stuck(LEAVING, Reason.FLY_INVALID, view.place.credential_problem)
     if view.world.app_present is False:
         return _app_gone(view)
+    if view.place.app in view.forgotten:
+        return _release(f"app {view.place.app} is let go of, as roost.dev/forget says, with all that is in it")
     if view.world.app_org is None and not view.remembered.app:
         return Act(GetApp(), LEAVING, f"looking whether app {view.place.app} exists")
     if _foreign_app(view):
@@ -62,14 +70,30 @@ def step(view: AgentView) -> Step:
     return _app(view)
 
 
+def after_failure(failure: Failure) -> Wait:
+    """Quick at first, then more and more slowly, and never not at all: what is left at Fly is paid for."""
+    after = failure.retry_after
+    if after is None and (failure.stuck or failure.count > QUICK_TRIES):
+        after = min(SLOW_SECONDS * 2.0 ** max(0, failure.count - QUICK_TRIES - 1), LONGEST_PAUSE_SECONDS)
+    return Wait(LEAVING, failure.reason, failure.message, after)
+
+
 def _never_made(view: AgentView) -> bool:
     world = view.world
     return world.app_present is None and world.quiet_since is None and not view.remembered.app
 
 
 def _foreign_app(view: AgentView) -> bool:
-    org = view.world.app_org
-    return not view.remembered.app and org is not None and org != view.place.org
+    """An app of another org; or one that was there before us, by a name of the user's, with nothing of ours in it."""
+    world, spec = view.world, view.declared.spec.fly
+    if view.remembered.app or world.born:
+        return False
+    if world.app_org is not None and world.app_org != view.place.org:
+        return True
+    if spec.app_strategy == "Shared" or spec.app is None or world.quiet_since is not None:
+        return False
+    seen = world.machines is not None and world.volumes is not None
+    return seen and not view.ours() and not any(_ours(view, v) for v in world.volumes or ())
 
 
 def _release(why: str) -> Act:
@@ -92,21 +116,39 @@ def _app_gone(view: AgentView) -> Step:
 def _machines(view: AgentView) -> Step | None:
     known = view.remembered.machine_id
     seen = view.world.machines
-    if known is not None and all(m.id != known for m in seen or ()):
+    if known is not None and known not in view.forgotten and all(m.id != known for m in seen or ()):
         return Act(GetMachine(known), LEAVING, f"looking at machine {known}")
     if seen is None:
         return Act(ListMachines(), LEAVING, "looking for its machine")
+    if _unsure(view):
+        return Act(ListMachines(), LEAVING, "looking for its machine: the one in its status is gone")
     for machine in seen:
-        if machine.gone:
+        if machine.gone or machine.id in view.forgotten or _confirmed(view, machine) is True:
             continue
-        if machine_config.is_ours(view, machine.metadata):
-            return _machine(view, machine)
+        if view.is_ours(machine.metadata):
+            return _anothers(view, machine) or _machine(view, machine)
         if machine.state == "unknown":
             return Act(GetMachine(machine.id), LEAVING, f"looking at machine {machine.id}")
         if not machine.host_ok and machine.id == known:
             say = f"the host of machine {known} can't be reached, so it can't be known whose it is"
-            return Wait(LEAVING, Reason.WAITING_FOR_FLY, say)
+            return Wait(LEAVING, Reason.HOST_LOST, say)
     return None
+
+
+def _unsure(view: AgentView) -> bool:
+    """The machine of the status is gone, though not by us: another may have been made in its place."""
+    world = view.world
+    if world.quiet_since is None or world.took_down or view.ours():
+        return False
+    return not world.machine_looks or world.machine_looks[-1] < world.quiet_since
+
+
+def _anothers(view: AgentView, machine: MachineSight) -> Act | None:
+    """The same Roost in another cluster has it: deleting the Agent here, as in a drill, destroys nothing there."""
+    cluster = machine.metadata.get("roost_cluster", "")
+    if cluster in ("", view.cluster, view.adopt_from):
+        return None
+    return _release(f"machine {machine.id} belongs to the same Roost in cluster {cluster}, which keeps it")
 
 
 def _late_machines(view: AgentView) -> Step | None:
@@ -123,11 +165,17 @@ def _late_machines(view: AgentView) -> Step | None:
     return Act(ListMachines(), LEAVING, "listing the app's machines once more")
 
 
-def _machine(view: AgentView, machine: MachineSight) -> Step:
-    """Stopped first, so that the agent can finish; by force when it doesn't in its time."""
+def _machine(view: AgentView, machine: MachineSight) -> Step | None:
+    """Stopped first, so that the agent can finish; by force when it doesn't in its time.
+
+    One that was stopped and goes by our own order is gone at once: that it is, the volume and the last look confirm,
+    since Fly refuses to delete a volume that a machine holds.
+    """
     if machine.suspect:
         return Act(GetMachine(machine.id), LEAVING, f"looking at machine {machine.id}")
     if machine.state == "destroying":
+        if _confirmed(view, machine) is False:
+            return None
         action = AwaitMachine(machine.id, "destroyed", None, WAIT_SECONDS)
         return Act(action, LEAVING, f"waiting for machine {machine.id} to be gone")
     patience = view.declared.spec.machine.stop_timeout_seconds + GRACE_BEYOND_STOP_SECONDS
@@ -141,38 +189,67 @@ def _machine(view: AgentView, machine: MachineSight) -> Step:
     return Act(DeleteMachine(machine.id), LEAVING, f"destroying machine {machine.id}")
 
 
+def _confirmed(view: AgentView, machine: MachineSight) -> bool | None:
+    """Whether the deletion of its volume has confirmed that a machine is gone; None when it won't: wait and see."""
+    if machine.state != "destroying" or not machine.host_ok or view.declared.spec.deletion_policy == "Retain":
+        return None
+    held = next((v for v in view.world.volumes or () if view.names.machine(v.id) == machine.name), None)
+    failure = view.world.failure
+    if held is None or held.id in view.forgotten or (failure is not None and failure.count >= absence.DOUBT_AFTER):
+        return None
+    return held.deleted if held.missed_at is None else None
+
+
 def _volumes(view: AgentView) -> Step | None:
     if view.declared.spec.deletion_policy == "Retain":
+        if not view.world.marked and view.declared.spec.fly.app_strategy == "PerAgent":
+            return Act(MarkRetained(), LEAVING, f"marking app {view.place.app} as kept")
         return _release("its machine is gone, volume and app are kept (deletionPolicy: Retain)")
     known, seen = view.remembered.volume_id, view.world.volumes
-    if known is not None and all(v.id != known for v in seen or ()):
+    if known is not None and known not in view.forgotten and all(v.id != known for v in seen or ()):
         return Act(DeleteVolume(known), LEAVING, f"deleting volume {known}")
     if seen is None:
         return Act(ListVolumes(), LEAVING, "looking for its volumes")
-    for volume in seen:
-        if _ours(view, volume) and not volume.deleted:
+    going = {m.name for m in view.world.machines or () if m.state == "destroying"}
+    for volume in sorted(seen, key=lambda v: view.names.machine(v.id) not in going):  # first what confirms a machine
+        if _ours(view, volume) and not volume.deleted and volume.id not in view.forgotten:
             return Act(DeleteVolume(volume.id), LEAVING, f"deleting volume {volume.id}")
     return None
 
 
 def _last_look(view: AgentView) -> Step | None:
-    """Everything in the app once more, listed after our last change; and late enough for lost creates to show."""
+    """Everything in the app once more, after our last change; and late enough for lost creates to show.
+
+    The app itself tells how many machines and volumes are in it. Only when it tells of some, or does not tell, they
+    are listed.
+    """
     world = view.world
     if _going(view):
         return None
     since = max(world.touched_at, view.now - LAST_LOOK_SECONDS)
+    alone = view.declared.spec.fly.app_strategy == "PerAgent"
+    if alone and not _listed(view, since):
+        looked = world.app_looked_at
+        if looked is None or looked < since:
+            return Act(GetApp(), LEAVING, f"looking whether anything is left in app {view.place.app}")
+        if world.app_things == 0:
+            return None
     if not world.machine_looks or world.machine_looks[-1] < since:
         return Act(ListMachines(), LEAVING, "listing the app's machines once more")
-    if world.volumes_listed_at is None or world.volumes_listed_at < since:
+    if not world.volume_looks or world.volume_looks[-1] < since:
         return Act(ListVolumes(), LEAVING, "listing the app's volumes once more")
-    if view.declared.spec.fly.app_strategy == "Shared":
-        return _late_volumes(view)
-    return _strangers(view)
+    return _strangers(view) if alone else _late_volumes(view)
+
+
+def _listed(view: AgentView, since: float) -> bool:
+    """Whether a full listing is under way or done: then it decides, and not the app's own count."""
+    looks = (*view.world.machine_looks[-1:], *view.world.volume_looks[-1:])
+    return any(at >= since for at in looks)
 
 
 def _late_volumes(view: AgentView) -> Step | None:
     """As with machines: in an app that stays, what is still on its way must have shown."""
-    looks = view.world.empty_looks
+    looks = view.world.volume_looks
     if view.world.quiet_since is None or absence.proven(view, looks):
         return None
     due = absence.next_look(view, looks)
@@ -185,13 +262,15 @@ def _late_volumes(view: AgentView) -> Step | None:
 def _strangers(view: AgentView) -> Step | None:
     """What isn't ours blocks, as long as it is there: at what the list no longer shows, a look tells."""
     world = view.world
-    machines = [m for m in world.machines or () if not m.gone and not machine_config.is_ours(view, m.metadata)]
+    machines = [m for m in world.machines or () if not m.gone and not view.is_ours(m.metadata)]
     volumes = [v for v in world.volumes or () if not v.deleted and not _ours(view, v)]
+    machines = [m for m in machines if m.id not in view.forgotten]
+    volumes = [v for v in volumes if v.id not in view.forgotten]
     for machine in machines:
         if machine.suspect:
             return Act(GetMachine(machine.id), LEAVING, f"looking whether machine {machine.id} is still there")
     for volume in volumes:
-        if volume.seen_at < (world.volumes_listed_at or 0.0):
+        if volume.seen_at < world.volume_looks[-1]:
             return Act(GetVolume(volume.id), LEAVING, f"looking whether volume {volume.id} is still there")
     strangers = [m.id for m in machines] + [v.id for v in volumes]
     if not strangers:
@@ -200,7 +279,8 @@ def _strangers(view: AgentView) -> Step | None:
         LEAVING,
         Reason.DESTROY_BLOCKED,
         f"app {view.place.app} holds what is not ours ({', '.join(strangers[:5])}), and deleting the app "
-        "would delete that too; remove it at Fly by hand",
+        "would delete that too; remove it at Fly by hand, or let go of it and the app with the annotation "
+        "roost.dev/forget and these ids",
     )
 
 
@@ -209,6 +289,8 @@ def _app(view: AgentView) -> Step:
         if view.world.token_epoch == -1:
             return _release("nothing of it is left in the shared app")
         return Act(ForgetToken(), LEAVING, "taking its token out of the shared app")
+    if left := _left(view):
+        return _release(f"{', '.join(left)} and app {view.place.app} stay at Fly, as roost.dev/forget says")
     say = f"making sure that app {view.place.app} is gone"
     if not _going(view):
         return Act(DeleteApp(), LEAVING, f"deleting app {view.place.app}")
@@ -218,10 +300,19 @@ def _app(view: AgentView) -> Step:
     return Act(GetApp(), LEAVING, say)
 
 
+def _left(view: AgentView) -> list[str]:
+    """What was let go of and may still be there."""
+    world = view.world
+    things = [m.id for m in world.machines or () if not m.gone] + [v.id for v in world.volumes or () if not v.deleted]
+    known = [i for i in (view.remembered.machine_id, view.remembered.volume_id) if i is not None]
+    seen = {m.id for m in world.machines or ()} | {v.id for v in world.volumes or ()}
+    return [i for i in (*things, *(i for i in known if i not in seen)) if i in view.forgotten]
+
+
 def _going(view: AgentView) -> bool:
     """The app's deletion was accepted; after too long a time it is looked through, and asked for, once more."""
     return view.world.app_delete_accepted and view.now - view.world.touched_at < SLOW_SECONDS
 
 
 def _ours(view: AgentView, volume: VolumeSight) -> bool:
-    return volume.name == view.names.volume or volume.id == view.remembered.volume_id
+    return view.names.serial(volume.name) is not None or volume.id == view.remembered.volume_id

@@ -7,12 +7,20 @@ measured by.
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Literal
 
+from roost.agents import recovery
+from roost.agents.absence import DOUBT_AFTER
+from roost.agents.machine_config import fingerprint
 from roost.agents.view import (
     Action,
+    AskRoom,
+    AssignAddress,
+    Attempts,
     AwaitMachine,
     CreateApp,
     CreateMachine,
+    CreateSnapshot,
     CreateVolume,
     DeleteApp,
     DeleteMachine,
@@ -23,33 +31,59 @@ from roost.agents.view import (
     GetApp,
     GetMachine,
     GetVolume,
+    KeepSnapshots,
     ListMachines,
+    ListSnapshots,
     ListVolumes,
     MachineSight,
+    MarkRetained,
+    Remembered,
+    RestartMachine,
     SetToken,
+    Snapshots,
+    SnapshotSight,
+    StampMachine,
     StartMachine,
     StopMachine,
+    SuspendMachine,
     UpdateMachine,
     VolumeSight,
     World,
 )
 from roost.api.conditions import Reason, reason
 from roost.fly import errors
-from roost.fly.types import App, Machine, MachineRow, Volume, WaitResult
+from roost.fly.types import App, Extended, Machine, MachineRow, Snapshot, Volume, WaitResult
 
 YOUNG_SECONDS = 90.0
 """For so long after it was made, an app may still be unknown to parts of Fly (404 or 401)."""
 
-DOUBT_AFTER = 4
-"""A volume stays bound for a while after its machine is gone; so many refusals later, the machine is looked at."""
+_CANT_FORK = (errors.Invalid, errors.NotFound, errors.VolumeMissing, errors.Capacity)
+_TAKEN = frozenset({"created", "complete", ""})
+"""What Fly calls a snapshot that can be restored; it documents `created`."""
+_RUNS = frozenset({"started", "starting"})
+_RESTS = frozenset({"stopped", "suspended", "stopping", "suspending"})
 
-Answer = App | Machine | Volume | list[Machine] | list[Volume] | WaitResult | int | None
+Answer = (
+    App
+    | Machine
+    | Volume
+    | Extended
+    | list[Machine]
+    | list[Volume]
+    | list[Snapshot]
+    | WaitResult
+    | dict[str, int]
+    | int
+    | None
+)
 
 
 def machine_sight(machine: Machine, now: float, known: MachineSight | None = None) -> MachineSight:
     """A machine whose host can't be reached tells no config: what was known of it before still stands."""
     host_ok = machine.config is not None or machine.state == "destroyed"
     metadata = machine.metadata if host_ok or known is None else known.metadata
+    since = known.unreachable_since if known is not None else None
+    config = fingerprint(machine.config) if machine.config is not None else known.config if known else None
     return MachineSight(
         id=machine.id,
         name=machine.name,
@@ -61,10 +95,21 @@ def machine_sight(machine: Machine, now: float, known: MachineSight | None = Non
         metadata=metadata,
         updated_at=machine.updated_at,
         seen_at=now,
-        volume_id=machine.volume_id,
+        volume_id=machine.volume_id if host_ok or known is None else known.volume_id,
         exit_note=machine.exit_note,
         host_ok=host_ok,
+        image_digest=machine.image_digest,
+        config=config,
+        up_since=_up_since(known, machine.state, now),
+        unreachable_since=None if host_ok else now if since is None else since,
     )
+
+
+def _up_since(known: MachineSight | None, state: str, now: float) -> float | None:
+    """A machine that rested and is up was woken: by us, by traffic or by hand."""
+    if known is None:
+        return None
+    return now if known.state in _RESTS and state in _RUNS else known.up_since
 
 
 def row_sight(row: MachineRow, now: float) -> MachineSight:
@@ -82,7 +127,8 @@ def row_sight(row: MachineRow, now: float) -> MachineSight:
     )
 
 
-def volume_sight(volume: Volume, now: float) -> VolumeSight:
+def volume_sight(volume: Volume, now: float, known: VolumeSight | None = None, *, listed: bool = True) -> VolumeSight:
+    since = known.unreachable_since if known is not None else None
     return VolumeSight(
         id=volume.id,
         name=volume.name,
@@ -93,6 +139,11 @@ def volume_sight(volume: Volume, now: float) -> VolumeSight:
         created_at=volume.created_at,
         seen_at=now,
         deleted=volume.deleted,
+        host_ok=volume.host_ok,
+        unreachable_since=None if volume.host_ok else now if since is None else since,
+        retention_days=volume.snapshot_retention,
+        fresh=known.fresh if known is not None else "",
+        listed=listed or (known is not None and known.listed),
     )
 
 
@@ -107,6 +158,31 @@ def row_seen(world: World, row: MachineRow, now: float) -> World:
     if same or known.gone or row.updated_at < known.updated_at:
         return world
     return _put_machine(world, replace(known, suspect=True))
+
+
+def volumes_seen(
+    world: World, volumes: Iterable[Volume], *, full: bool, unread: frozenset[str], known: Remembered, now: float
+) -> World:
+    """News from the org's list of volumes. A full list that leaves the current one out only puts it in doubt."""
+    volumes = tuple(volumes)
+    for volume in volumes:
+        sight = _volume(world, volume.id)
+        if world.volumes is None or sight is None or sight.deleted:
+            continue
+        seen = volume_sight(volume, now, sight)
+        if replace(seen, seen_at=sight.seen_at) != sight:
+            world = _put_volume(world, seen)
+    if not full:
+        return world
+    if world.volumes is None and known.volume_id is not None:
+        world = replace(world, volumes=tuple(volume_sight(v, now) for v in volumes))
+    listed = {v.id for v in volumes}
+    mine = _volume(world, known.volume_id or "") or VolumeSight(
+        known.volume_id or "", known.volume_name, "created", known.volume_region or "", 0, None, "", now
+    )
+    if known.volume_id is None or known.volume_id in listed or mine.region in unread or mine.deleted:
+        return world
+    return _put_volume(world, replace(mine, state="doubted", size_gb=mine.size_gb or known.volume_size_gb or 0))
 
 
 def heard(world: World, machine_id: str, heard_at: float, now: float) -> World:
@@ -126,9 +202,11 @@ def row_missing(world: World, machine_id: str) -> World:
 
 
 def answered(  # noqa: C901 - one case per kind of answer
-    world: World, action: Action, answer: Answer, volume_name: str, now: float
+    world: World, action: Action, answer: Answer, now: float, tried: Attempts | None = None
 ) -> World:
-    """The world after a call that succeeded."""
+    """The world after a call that succeeded; `tried` are the attempts at recovery before it."""
+    if isinstance(action, AskRoom):
+        return world  # no Agent's own affair: what failed before still stands
     world = replace(world, failure=None)
     match action, answer:
         case CreateApp(), App():
@@ -143,13 +221,19 @@ def answered(  # noqa: C901 - one case per kind of answer
                 touched_at=now,
             )
         case GetApp(), App():
-            return replace(world, app_present=True, app_org=answer.org, app_looked_at=now)
+            counts = (answer.machine_count, answer.volume_count)
+            things = None if None in counts else sum(n for n in counts if n is not None)
+            return replace(world, app_present=True, app_org=answer.org, app_looked_at=now, app_things=things)
         case DeleteApp(), _:
             return replace(world, app_delete_accepted=True, touched_at=now)
         case SetToken(epoch=epoch), int():
             return replace(world, token_epoch=epoch, secrets_version=answer, touched_at=now)
         case ForgetToken(), _:
             return replace(world, token_epoch=-1)
+        case MarkRetained(), _:
+            return replace(world, marked=True)
+        case AssignAddress(kind=kind), _:
+            return replace(world, addresses=world.addresses | {kind})
         case ListMachines(), list():
             return _machines_listed(
                 world, [machine_sight(m, now, _machine(world, m.id)) for m in answer if isinstance(m, Machine)], now
@@ -157,23 +241,73 @@ def answered(  # noqa: C901 - one case per kind of answer
         case (GetMachine(), Machine()):
             return _put_machine(world, machine_sight(answer, now, _machine(world, answer.id)))
         case ((CreateMachine() | UpdateMachine()), Machine()):
-            alive = tuple(m for m in world.machines or () if not m.gone)
-            world = replace(world, machines=alive, start_asked_at=now, stop_asked_at=None, touched_at=now)
-            return _put_machine(world, machine_sight(answer, now))
+            return _launched(world, action, answer, now)
+        case StampMachine(id=machine_id), _:
+            known = _machine(world, machine_id)
+            changes = dict(action.metadata)
+            kept = {k: v for k, v in (known.metadata if known else {}).items() if k not in changes}
+            said = kept | {k: v for k, v in changes.items() if v is not None}
+            return world if known is None else _put_machine(world, replace(known, metadata=said))
         case ListVolumes(), list():
-            sights = [volume_sight(v, now) for v in answer if isinstance(v, Volume)]
-            return _volumes_listed(world, sights, volume_name, now)
-        case ((CreateVolume() | ExtendVolume()), Volume()):
-            return replace(_put_volume(world, volume_sight(answer, now)), touched_at=now)
+            return _volumes_listed(world, [v for v in answer if isinstance(v, Volume)], now)
+        case CreateVolume(), Volume():
+            fresh: Literal["copy", "empty"] = "copy" if action.fork or action.snapshot else "empty"
+            world = _put_volume(world, replace(volume_sight(answer, now), fresh=fresh))
+            world = replace(world, restored=world.restored or (action.serial == 1 and action.snapshot is not None))
+            if action.fork is not None and tried is not None:
+                world = recovery.counted(world, tried, "its volume was copied to another host", now)
+            return replace(world, crowded=None, touched_at=now)
+        case ExtendVolume(), Extended():
+            world = _put_volume(world, volume_sight(answer.volume, now, _volume(world, answer.volume.id)))
+            return replace(world, restart_needed=answer.needs_restart, touched_at=now)
+        case KeepSnapshots(id=volume_id, days=days), _:
+            kept_volume = _volume(world, volume_id)
+            return _put_volume(world, replace(kept_volume, retention_days=days)) if kept_volume else world
         case GetVolume(), Volume():
-            return _put_volume(world, volume_sight(answer, now))
+            return _put_volume(world, volume_sight(answer, now, _volume(world, answer.id), listed=False))
+        case ListSnapshots(volume_id=volume_id), list():
+            found = tuple(
+                SnapshotSight(s.id, s.created_at, ready=s.id != "" and s.status in _TAKEN)
+                for s in answer
+                if isinstance(s, Snapshot)
+            )
+            return _put_snapshots(world, Snapshots(volume_id, now, found))
+        case CreateSnapshot(volume_id=volume_id), _:
+            return _put_snapshots(world, _pending_snapshot(volume_id, now))
         case DeleteVolume(id=volume_id), _:
-            return replace(_volume_gone(world, volume_id, now), touched_at=now)
+            there = _volume(world, volume_id) or VolumeSight(volume_id, "", "", "", 0, None, "", now)
+            gone = replace(there, state="pending_destroy", deleted=True, seen_at=now, missed_at=None)
+            world = replace(_put_volume(world, gone), touched_at=now)
+            for machine in world.machines or ():  # Fly refuses to delete a volume that a machine holds
+                if machine.volume_id == volume_id and machine.state == "destroying":
+                    world = _gone(world, machine.id, now)
+            return world
         case AwaitMachine(id=machine_id, state=state), WaitResult():
             reached = answer.state == state
             return _state(world, machine_id, state, now) if reached else _suspect(world, machine_id)
+        case RestartMachine(because=because), _ if because:
+            return recovery.counted(_moved(world, action, now), tried, because, now)
         case _:
             return _moved(world, action, now)
+
+
+def _launched(world: World, action: CreateMachine | UpdateMachine, machine: Machine, now: float) -> World:
+    """A machine that we made, or made anew: everything about it is known."""
+    alive = tuple(m for m in world.machines or () if not m.gone)
+    launched = not isinstance(action, UpdateMachine) or action.launch
+    world = replace(
+        world,
+        machines=alive,
+        start_asked_at=now if launched else world.start_asked_at,
+        stop_asked_at=None if launched else now,
+        restart_needed=False,
+        own_version=machine.version,
+        touched_at=now,
+    )
+    used = _volume(world, action.volume_id)
+    if used is not None:
+        world = _put_volume(world, replace(used, fresh="", attached_to=machine.id))
+    return _put_machine(world, machine_sight(machine, now))
 
 
 def _moved(world: World, action: Action, now: float) -> World:
@@ -182,10 +316,17 @@ def _moved(world: World, action: Action, now: float) -> World:
         case StartMachine(id=machine_id):
             world = replace(world, start_asked_at=now, stop_asked_at=None, touched_at=now)
             return _state(world, machine_id, "starting", now)
-        case StopMachine(id=machine_id):
-            return replace(_state(_stop_asked(world, now), machine_id, "stopping", now), touched_at=now)
+        case RestartMachine(id=machine_id):
+            world = replace(world, start_asked_at=now, restart_needed=False, touched_at=now)
+            return _state(world, machine_id, "restarting", now)
+        case StopMachine(id=machine_id, idle=idle):
+            world = replace(_stop_asked(world, now), touched_at=now, idle=idle or world.idle)
+            return _state(world, machine_id, "stopping", now)
+        case SuspendMachine(id=machine_id, idle=idle):
+            world = replace(world, touched_at=now, idle=idle or world.idle)
+            return _state(world, machine_id, "suspending", now)
         case DeleteMachine(id=machine_id):
-            return replace(_state(world, machine_id, "destroying", now), touched_at=now)
+            return replace(_state(world, machine_id, "destroying", now), touched_at=now, took_down=True)
         case _:
             return world
 
@@ -199,7 +340,7 @@ def failed(world: World, action: Action, error: errors.FlyError, now: float) -> 
     count = before.count + 1 if before is not None and before.op == error.op else 1
     not_yet = _young(world, action, error, now)
     stuck = isinstance(error, (errors.Invalid, errors.Unauthorized)) and not not_yet
-    stuck = stuck or (isinstance(error, errors.Capacity) and error.scope == "quota")
+    stuck = stuck or isinstance(error, errors.Capacity)
     failure = Failure(
         op=error.op,
         reason=Reason.WAITING_FOR_FLY if not_yet else reason(error.reason),
@@ -207,7 +348,8 @@ def failed(world: World, action: Action, error: errors.FlyError, now: float) -> 
         status=error.status,
         count=count,
         stuck=stuck,
-        retry_after=error.retry_after if isinstance(error, errors.RateLimited) else None,
+        capacity=isinstance(error, errors.Capacity),
+        retry_after=error.retry_after if isinstance(error, errors.RateLimited | errors.Unavailable) else None,
     )
     return replace(_doubted(world, action, error, now), failure=failure)
 
@@ -227,16 +369,28 @@ def _young(world: World, action: Action, error: errors.FlyError, now: float) -> 
             since = (app,)
         case _ if isinstance(error, errors.Unauthorized):
             since = (app if world.born else None,)
-        case GetMachine() | AwaitMachine() | UpdateMachine() | StartMachine() | StopMachine() | DeleteMachine():
+        case (
+            GetMachine()
+            | AwaitMachine()
+            | UpdateMachine()
+            | StampMachine()
+            | StartMachine()
+            | StopMachine()
+            | SuspendMachine()
+            | RestartMachine()
+            | DeleteMachine()
+        ):
             since = (world.start_asked_at, world.quiet_since)
         case GetVolume():
             since = (world.touched_at or None,)
-        case ExtendVolume() | DeleteVolume():
+        case ExtendVolume() | KeepSnapshots() | DeleteVolume() | ListSnapshots() | CreateSnapshot():
             since = ()
     return any(t is not None and now - t < YOUNG_SECONDS for t in since)
 
 
-def _understood(world: World, action: Action, error: errors.FlyError, now: float) -> World | None:
+def _understood(  # noqa: C901 - one case per kind of answer
+    world: World, action: Action, error: errors.FlyError, now: float
+) -> World | None:
     """Errors that are answers: they tell how the world is, so the planner can go on at once."""
     if _young(world, action, error, now):
         return None
@@ -254,6 +408,8 @@ def _understood(world: World, action: Action, error: errors.FlyError, now: float
                 | DeleteApp()
                 | ForgetToken()
                 | SetToken()
+                | MarkRetained()
+                | AssignAddress()
                 | CreateVolume()
                 | CreateMachine()
             ),
@@ -264,8 +420,24 @@ def _understood(world: World, action: Action, error: errors.FlyError, now: float
             machine_id and _machine(world, machine_id) is None
         ):
             return _put_machine(world, _unseen(machine_id, action.name, now))
-        case ((GetMachine() | UpdateMachine() | StartMachine() | StopMachine() | DeleteMachine()), errors.NotFound()):
+        case (
+            (
+                GetMachine()
+                | UpdateMachine()
+                | StampMachine()
+                | StartMachine()
+                | StopMachine()
+                | SuspendMachine()
+                | RestartMachine()
+                | DeleteMachine()
+            ),
+            errors.NotFound(),
+        ):
             return _gone(world, action.id, now)
+        case ListSnapshots(volume_id=volume_id), errors.NotFound():
+            return _put_snapshots(world, Snapshots(volume_id, now, ()))
+        case CreateSnapshot(volume_id=volume_id), errors.NotYet():
+            return _put_snapshots(world, _pending_snapshot(volume_id, now))
         case AwaitMachine(id=machine_id), errors.NotFound():
             return _gone(world, machine_id, now)
         case AwaitMachine(id=machine_id), errors.NotYet():
@@ -276,18 +448,34 @@ def _understood(world: World, action: Action, error: errors.FlyError, now: float
             return None
 
 
-def _doubted(world: World, action: Action, error: errors.FlyError, now: float) -> World:
+def _doubted(  # noqa: C901 - one case per action
+    world: World, action: Action, error: errors.FlyError, now: float
+) -> World:
     """What an error that is no answer leaves in doubt, so that the next turn looks before it acts."""
     unknown = error.effect == "unknown"
     match action:
         case CreateApp() if unknown:
             return replace(world, quiet_since=now)
         case CreateVolume() if unknown:
-            return replace(world, born=False, volumes=None, empty_looks=(), quiet_since=now)
-        case CreateVolume(region=region) if isinstance(error, errors.Capacity) and error.scope != "quota":
-            return replace(world, refused_regions=(*world.refused_regions, region))
-        case CreateMachine() if unknown:
-            return replace(world, machines=None, quiet_since=now)
+            return replace(world, born=False, volume_looks=(), quiet_since=now, lost_volume=True)
+        case CreateVolume(region=region, fork=fork):
+            if isinstance(error, errors.Capacity):
+                return _refused(world, region, now)
+            return replace(world, unforkable=fork) if fork and isinstance(error, _CANT_FORK) else world
+        case CreateMachine(region=region, volume_id=volume_id) if isinstance(error, errors.Capacity):
+            made = _volume(world, volume_id)
+            elsewhere = error.scope != "host" or (made is not None and bool(made.fresh))
+            world = replace(world, crowded=(volume_id, now))
+            return _refused(world, region, now) if elsewhere else world
+        case UpdateMachine() | StartMachine() | RestartMachine() if isinstance(error, errors.Capacity):
+            known_machine = _machine(world, action.id)
+            on = known_machine.volume_id if known_machine is not None else None
+            return _suspect(world if on is None else replace(world, crowded=(on, now)), action.id)
+        case CreateMachine(volume_id=volume_id) if unknown:
+            tried_on = _volume(world, volume_id)
+            if tried_on is not None:
+                world = _put_volume(world, replace(tried_on, fresh=""))
+            return replace(world, machines=None, quiet_since=now, took_down=False)
         case CreateMachine(volume_id=volume_id) if isinstance(error, errors.VolumeMissing):
             doubt = VolumeSight(volume_id, "", "doubted", "", 0, None, "", now)
             return _put_volume(world, replace(_volume(world, volume_id) or doubt, state="doubted"))
@@ -298,7 +486,15 @@ def _doubted(world: World, action: Action, error: errors.FlyError, now: float) -
             return _held(world, error.machine_id, now)
         case StopMachine():
             return _suspect(_stop_asked(world, now), action.id)
-        case UpdateMachine() | StartMachine() | DeleteMachine() | AwaitMachine():
+        case (
+            UpdateMachine()
+            | StampMachine()
+            | StartMachine()
+            | SuspendMachine()
+            | RestartMachine()
+            | DeleteMachine()
+            | AwaitMachine()
+        ):
             return _suspect(world, action.id)
         case DeleteApp() if unknown:
             return replace(world, touched_at=now)
@@ -370,7 +566,22 @@ def _suspect(world: World, machine_id: str) -> World:
 
 def _volume_gone(world: World, volume_id: str, now: float) -> World:
     known = _volume(world, volume_id) or VolumeSight(volume_id, "", "destroyed", "", 0, None, "", now)
-    return _put_volume(world, replace(known, state="destroyed", deleted=True, seen_at=now))
+    missed = now if known.missed_at is None else known.missed_at
+    return _put_volume(world, replace(known, state="destroyed", deleted=True, seen_at=now, missed_at=missed))
+
+
+def _put_snapshots(world: World, seen: Snapshots) -> World:
+    rest = tuple(s for s in world.snapshots if s.volume_id != seen.volume_id)
+    return replace(world, snapshots=(*rest, seen))
+
+
+def _pending_snapshot(volume_id: str, now: float) -> Snapshots:
+    return Snapshots(volume_id, now, (SnapshotSight("", "", ready=False),))
+
+
+def _refused(world: World, region: str, now: float) -> World:
+    rest = tuple((code, at) for code, at in world.refused if code != region)
+    return replace(world, refused=(*rest, (region, now)))
 
 
 def _machines_listed(world: World, seen: Iterable[MachineSight], now: float) -> World:
@@ -383,11 +594,10 @@ def _machines_listed(world: World, seen: Iterable[MachineSight], now: float) -> 
     return replace(world, app_present=True, machines=machines, machine_looks=looks)
 
 
-def _volumes_listed(world: World, seen: Iterable[VolumeSight], volume_name: str, now: float) -> World:
+def _volumes_listed(world: World, seen: Iterable[Volume], now: float) -> World:
     """A volume that is deleted stays so, whatever an old list shows."""
     deleted = {v.id for v in world.volumes or () if v.deleted}
-    sights = {v.id: v for v in seen if v.id not in deleted}
+    sights = {v.id: volume_sight(v, now, _volume(world, v.id)) for v in seen if v.id not in deleted}
     kept = [v for v in world.volumes or () if v.id not in sights]
-    empty = all(v.name != volume_name or v.deleted for v in (*kept, *sights.values()))
-    looks = (*world.empty_looks[-1:], now) if empty else ()
-    return replace(world, app_present=True, volumes=(*kept, *sights.values()), volumes_listed_at=now, empty_looks=looks)
+    looks = (*world.volume_looks[-1:], now)
+    return replace(world, app_present=True, volumes=(*kept, *sights.values()), volume_looks=looks)

@@ -1,19 +1,27 @@
-"""What a machine is told to be: the Fly machine config of one Agent, and the hash by which drift is known.
+"""What a machine is told to be: the Fly machine config of one Agent, and the hashes by which drift is known.
 
-The config is always sent whole, since Fly replaces and never merges. Drift is a difference of our own hash, kept in
-the machine's metadata: Fly echoes fields that nobody sent. Pure.
+The config is always sent whole, since Fly replaces and never merges. Whether a machine is as it should be is told by
+our own hash, kept in its metadata: Fly echoes fields that nobody sent. Only when somebody else has made a new version
+of it are the fields that we own compared one by one. Pure.
 """
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from roost.agents.view import AgentView
+from roost.agents.view import AgentView, MachineSight
+from roost.api.agent import RestoreFrom
 from roost_agent.contract.bundle import canonical
 
-HASH_VERSION = "1"
+HASH_VERSION = "2"
 TOKEN_ENV = "AS_HEARTBEAT_TOKEN"  # noqa: S105 - a name
+RETAINED = "ROOST_RETAINED"
 _RESTART = {"Always": "always", "OnFailure": "on-failure", "Never": "no"}
+_PORTS = {"None": (), "Gateway": ((443, 18789),), "All": ((443, 18789), (18790, 18790), (18791, 18791))}
+"""Public port and port in the machine, by spec.machine.public."""
+ADDRESSES: tuple[Literal["v6", "shared_v4"], ...] = ("v6", "shared_v4")
+
+Config = dict[str, Any]
 
 
 def token_secret(view: AgentView) -> str:
@@ -23,44 +31,152 @@ def token_secret(view: AgentView) -> str:
     return f"ROOST_TOKEN_{view.names.digest[:16].upper()}"
 
 
-def render(view: AgentView, volume_id: str) -> dict[str, Any]:
-    """The whole machine config on this volume, metadata with our hash included."""
+def render(view: AgentView, volume_id: str) -> Config:
+    """The whole machine config on this volume, metadata with our hashes included."""
     config = _owned(view, volume_id)
-    d = view.declared
+    d, extra = view.declared, view.declared.spec.machine.metadata
     config["metadata"] = {
+        **extra,
+        **stamp(view),
         "roost_owner": view.owner_id,
-        "roost_cluster": view.cluster,
         "roost_namespace": d.namespace,
         "roost_name": d.name,
-        "roost_uid": d.uid,
         "roost_incarnation": view.incarnation,
         "roost_generation": str(d.generation),
         "roost_token_epoch": str(d.spec.identity.token_epoch),
+        "roost_image": view.place.image,
+        "roost_edge": edge(view),
         "roost_config_hash": config_hash(view, volume_id),
     }
+    if restored := restored_from(view):
+        config["metadata"]["roost_restored"] = restored
     return config
 
 
+def stamp(view: AgentView) -> dict[str, str]:
+    """The part of the metadata that changes without the machine: whose it is now, and what the user adds."""
+    extra = view.declared.spec.machine.metadata
+    return {
+        "roost_cluster": view.cluster,
+        "roost_uid": view.declared.uid,
+        "roost_extra": ",".join(sorted(extra)),
+    }
+
+
+def restamp(view: AgentView, machine: MachineSight) -> tuple[tuple[str, str | None], ...]:
+    """What must be written into a machine's metadata for it to say whose it is; nothing when it does."""
+    has, wanted = machine.metadata, {**view.declared.spec.machine.metadata, **stamp(view)}
+    before = [key for key in has.get("roost_extra", "").split(",") if key]
+    changes: dict[str, str | None] = {key: None for key in before if key not in wanted and key in has}
+    changes |= {key: value for key, value in wanted.items() if has.get(key, "") != value}
+    return tuple(sorted(changes.items()))
+
+
+def restored_from(view: AgentView) -> str | None:
+    """What the Agent's first volume was filled with; it is never filled with that again."""
+    told = (m.metadata.get("roost_restored") for m in view.ours())
+    known = view.remembered.restored_from or next((value for value in told if value), None)
+    wanted = view.declared.spec.volume.restore_from
+    if known is None and view.world.restored and wanted is not None:
+        return value_of(wanted)
+    return known
+
+
+def value_of(wanted: RestoreFrom) -> str:
+    """The value of volume.restoreFrom as it is recorded once it was followed."""
+    return wanted.snapshot or f"agent/{wanted.agent}"
+
+
+Drift = Literal["", "declared", "defaults"]
+
+
+def drift(view: AgentView, machine: MachineSight, volume_id: str) -> Drift:
+    """Why a machine's config is not the wanted one: what is declared has changed, or only what we add to it.
+
+    A hash of another version can't be compared: an upgrade of the operator alone restarts nobody.
+    """
+    has, wanted = machine.metadata.get("roost_config_hash", ""), config_hash(view, volume_id)
+    if has == wanted:
+        return "declared" if _changed_by_others(view, machine, volume_id) else ""
+    if has.split(":")[0] != HASH_VERSION:
+        same = machine.metadata.get("roost_generation") == str(view.declared.generation)
+        return "" if same and has else "defaults" if has else "declared"
+    return "declared" if has.split(":")[1] != wanted.split(":")[1] else "defaults"
+
+
+def foreign_version(view: AgentView, machine: MachineSight) -> bool:
+    """Whether somebody else may have made this version of the machine: it is none that we made or wrote down."""
+    return machine.version not in (view.world.own_version, view.remembered.machine_version)
+
+
 def config_hash(view: AgentView, volume_id: str) -> str:
-    """`<version>:<digest>` of all that needs the machine to be updated: its config and the token's epoch."""
-    content: dict[str, Any] = {"config": _owned(view, volume_id), "tokenEpoch": view.declared.spec.identity.token_epoch}
-    return f"{HASH_VERSION}:{hashlib.sha256(canonical(content)).hexdigest()[:24]}"
+    """`<version>:<of what is declared>:<of all>`, of what needs the machine to be updated."""
+    declared = _owned(view, volume_id) | {"image": view.declared.spec.machine.image}
+    declared["env"] = {k: v for k, v in declared["env"].items() if k != "AGENTSHIELD_API_URL"}
+    epoch = view.declared.spec.identity.token_epoch
+    whole = _owned(view, volume_id) | {"image": view.place.image}
+    return ":".join((HASH_VERSION, _digest([declared, epoch]), _digest([whole, epoch])))
 
 
-def is_ours(view: AgentView, metadata: Mapping[str, str]) -> bool:
-    """Ownership: the machine itself says our owner id and this Agent's namespace and name (never the uid)."""
-    return (
-        metadata.get("roost_owner") == view.owner_id
-        and metadata.get("roost_namespace") == view.declared.namespace
-        and metadata.get("roost_name") == view.declared.name
-    )
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """A digest of those fields of a config that we own, the same for what we send and for what Fly makes of it.
+
+    Fly adds `init`, `dns` and more, and tells `autostop` as a boolean; a tag may have its digest with it or not.
+    """
+    guest, restart = config.get("guest") or {}, config.get("restart") or {}
+    owned = {
+        "image": str(config.get("image", "")).partition("@")[0],
+        "guest": [guest.get(key) for key in ("cpu_kind", "cpus", "memory_mb")],
+        "env": config.get("env") or {},
+        "mounts": [[m.get("volume"), m.get("path")] for m in config.get("mounts") or ()],
+        "restart": restart.get("policy"),
+        "services": [
+            [s.get("internal_port"), bool(s.get("autostart")), [p.get("port") for p in s.get("ports") or ()]]
+            for s in config.get("services") or ()
+        ],
+    }
+    return _digest(owned)
 
 
-def _owned(view: AgentView, volume_id: str) -> dict[str, Any]:
+def edge(view: AgentView) -> str:
+    """What the Internet reaches of it: `none`, `public`, or `autostart` when traffic may start it as well."""
+    spec = view.declared.spec.machine
+    if view.declared.revoked or spec.public == "None":
+        return "none"
+    return "autostart" if spec.autostart and view.declared.wants_running else "public"
+
+
+def image(view: AgentView) -> str:
+    """The image to send: the tag that is wanted, with the digest it had when this Agent first used it."""
+    wanted = view.place.image
+    name, _, digest = view.remembered.image.partition("@")
+    return f"{wanted}@{digest}" if digest and name == wanted and "@" not in wanted else wanted
+
+
+def guest(view: AgentView) -> Config:
+    """The size of the machine in Fly's words."""
+    spec = view.declared.spec.machine
+    return {"cpu_kind": spec.cpu_kind, "cpus": spec.cpus, "memory_mb": spec.memory_mb}
+
+
+def _changed_by_others(view: AgentView, machine: MachineSight, volume_id: str) -> bool:
+    if machine.config is None or not foreign_version(view, machine):
+        return False
+    return machine.config != fingerprint(_owned(view, volume_id))
+
+
+def _owned(view: AgentView, volume_id: str) -> Config:
     spec = view.declared.spec
-    config: dict[str, Any] = {
-        "image": view.place.image,
-        "guest": {"cpu_kind": "shared", "cpus": spec.machine.cpus, "memory_mb": spec.machine.memory_mb},
+    mount: Config = {"volume": volume_id, "path": spec.volume.mount_path}
+    if (extend := spec.volume.auto_extend) is not None:
+        mount |= {
+            "extend_threshold_percent": extend.at_percent,
+            "add_size_gb": extend.by_gb,
+            "size_gb_limit": extend.limit_gb,
+        }
+    config: Config = {
+        "image": image(view),
+        "guest": guest(view),
         "env": {
             "AGENT_DID": view.names.did,
             "AGENTSHIELD_API_URL": view.place.endpoint_url,
@@ -69,11 +185,34 @@ def _owned(view: AgentView, volume_id: str) -> dict[str, Any]:
             # Two seconds less than Fly's patience: the supervisor must end its runtime before it is ended itself.
             "ROOST_STOP_GRACE_SECONDS": str(max(1, spec.machine.stop_timeout_seconds - 2)),
         },
-        "mounts": [{"volume": volume_id, "path": spec.volume.mount_path}],
+        "mounts": [mount],
         "restart": {"policy": _RESTART[spec.machine.restart]},
         "stop_config": {"signal": "SIGTERM", "timeout": f"{spec.machine.stop_timeout_seconds}s"},
     }
+    if services := _services(view):
+        config["services"] = services
     if spec.fly.app_strategy == "Shared":
         secret = {"env_var": TOKEN_ENV, "name": token_secret(view)}
         config["processes"] = [{"ignore_app_secrets": True, "secrets": [secret]}]
     return config
+
+
+def _services(view: AgentView) -> list[Config]:
+    """Public ports. Fly never stops the machine for idleness: that is decided by what the agent itself says."""
+    state = edge(view)
+    if state == "none":
+        return []
+    return [
+        {
+            "protocol": "tcp",
+            "internal_port": inside,
+            "autostart": state == "autostart",
+            "autostop": "off",
+            "ports": [{"port": outside, "handlers": ["tls", "http"]}],
+        }
+        for outside, inside in _PORTS[view.declared.spec.machine.public]
+    ]
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(canonical(content)).hexdigest()[:12]

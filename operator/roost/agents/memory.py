@@ -12,6 +12,7 @@ from roost.kube.records import Key, Record
 from roost.kube.roots import Roots
 from roost.secrets.state import SecretTable
 from roost_agent.contract import Heartbeat
+from roost_agent.contract.wire import instant
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,11 @@ class Installation:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The last heartbeat and when it arrived (clock seconds)."""
+    """The last heartbeat and when it arrived, in clock and in epoch seconds."""
 
     beat: Heartbeat
     at: float
+    wall: float
 
     def seen(self, now: float) -> Beat:
         """What the planner may know of it."""
@@ -48,7 +50,15 @@ class Heard:
             runtime_version=b.openclaw_version,
             last_exit=how,
             degraded=tuple(b.degraded),
+            active_sessions=b.active_sessions,
+            connections=b.connections,
+            last_activity_at=self._clock(b.last_activity_at),
+            next_run_at=self._clock(b.next_scheduled_run_at),
         )
+
+    def _clock(self, date: str | None) -> float | None:
+        """A date of the agent's in clock seconds."""
+        return None if date is None else self.at + (instant(date).timestamp() - self.wall)
 
 
 def tidings(beat: Heartbeat) -> tuple[object, ...]:
@@ -105,6 +115,9 @@ class Memories:
     def get(self, key: Key) -> Memory | None:
         return self._by_key.get(key)
 
+    def __len__(self) -> int:
+        return len(self._by_key)
+
     def items(self) -> Iterator[tuple[Key, Memory]]:
         return iter(list(self._by_key.items()))
 
@@ -132,7 +145,8 @@ class Memories:
                 memory.epoch_changed_at = now
             memory.declared = _declared(found, spec)
             memory.version = found.version
-        memory.incarnation = (found.status.get("app") or {}).get("incarnation") or found.uid
+        pinned = (found.status.get("app") or {}).get("incarnation")
+        memory.incarnation = pinned or memory.incarnation
         self._secrets.uses(found.key, bundle.refs_of(memory.declared))
         return memory
 

@@ -27,6 +27,17 @@ class Names:
     name: str
     did: str
 
+    def volume_of(self, serial: int) -> str:
+        """The name of the Agent's n-th volume: each takes the place of the one before, so the highest is current."""
+        return self.volume if serial == 1 else f"{self.volume}_{serial}"
+
+    def serial(self, volume: str) -> int | None:
+        """Which of the Agent's volumes has this name; None when it is none of them."""
+        if volume == self.volume:
+            return 1
+        base, _, number = volume.rpartition("_")
+        return int(number) if base == self.volume and number.isdecimal() and number[0] != "0" else None
+
     def machine(self, volume_id: str) -> str:
         """The name of the machine on this volume, unique in its app."""
         on = hashlib.sha256(volume_id.encode()).hexdigest()[:6]

@@ -1,20 +1,20 @@
-"""Fly as the operator sees it from above: one client per credential, one lister of machines per credential and org.
+"""Fly as the operator sees it from above: one client per credential, one refresher per credential and org.
 
-Tells two things: rows of machines as they change, and that a credential became good again. Never concludes absence.
+Tells what machines and volumes the lists show, and that a credential became good again. Never concludes absence.
 """
 
 import asyncio
 import base64
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
 import structlog
 
 from roost.fly.client import Fly
-from roost.fly.refresher import Refresher, Sweep
+from roost.fly.refresher import Health, Refresher, State, Sweep, VolumeSweep
 from roost.kube.client import Gone, Kube, KubeError, core_secret
 from roost.settings import Credential, Settings
 from roost.telemetry.metrics import Metrics
@@ -74,7 +74,17 @@ class FlyToken:
 
 
 class Orgs:
-    """All credentials and orgs in use. `on_sweep(credential, org, sweep)` is called with each list."""
+    """All credentials and orgs in use.
+
+    Args:
+        settings: the operator's.
+        tokens: one for each credential.
+        metrics: told of calls, sweeps and silence.
+        tasks: where listing runs.
+        on_sweep: called with credential, org and each list of machines.
+        on_volumes: called with credential, org and each list of volumes.
+        apps: the names of the apps that Agents of this credential and org live in, for when the org can't be listed.
+    """
 
     def __init__(
         self,
@@ -83,13 +93,17 @@ class Orgs:
         metrics: Metrics,
         tasks: asyncio.TaskGroup,
         on_sweep: Callable[[str, str, Sweep], None],
+        on_volumes: Callable[[str, str, VolumeSweep], None],
+        apps: Callable[[str, str], Iterable[str]],
     ) -> None:
-        self._settings, self._metrics, self._tasks, self._on_sweep = settings, metrics, tasks, on_sweep
+        self._settings, self._metrics, self._tasks = settings, metrics, tasks
+        self._on_sweep, self._on_volumes, self._apps = on_sweep, on_volumes, apps
         self._tokens = tokens
         self._running = [tasks.create_task(t.watch(), name=f"token {name}") for name, t in tokens.items()]
         self.flies = {
             name: Fly(token, metrics.fly_called, base_url=settings.fly.base_url) for name, token in tokens.items()
         }
+        metrics.fly_breaker_open.set_function(lambda: float(sum(fly.silent for fly in self.flies.values())))
         self._refreshers: dict[tuple[str, str], tuple[Refresher, float]] = {}
         self._full: set[tuple[str, str]] = set()
 
@@ -112,7 +126,7 @@ class Orgs:
         self._tokens[credential].doubt()
 
     def watch(self, credential: str, org: str) -> None:
-        """Begins to list an org's machines, once."""
+        """Begins to list an org's machines and volumes, once."""
         if (credential, org) in self._refreshers:
             return
         loop = asyncio.get_running_loop()
@@ -122,21 +136,29 @@ class Orgs:
             clock=loop.time,
             rng=random.Random(),  # noqa: S311 - jitter
             period=self._settings.fly.refresh_seconds,
+            volume_period=self._settings.fly.volume_refresh_seconds,
             full_every=self._settings.fly.full_sweep_seconds,
+            apps=lambda: self._apps(credential, org),
             on_rows=lambda sweep: self._swept(credential, org, sweep),
+            on_volumes=lambda sweep: self._on_volumes(credential, org, sweep),
         )
         self._refreshers[credential, org] = (refresher, loop.time())
         self._running.append(self._tasks.create_task(refresher.run(), name=f"refresher {credential}/{org}"))
 
     def swept(self, credential: str, org: str) -> bool:
-        """Whether the org was listed in full, or has taken so long that nobody should wait for it."""
-        if (credential, org) in self._full:
+        """Whether the org was listed in full, or can't be, or takes so long that nobody should wait for it."""
+        if (credential, org) in self._full or self.listing(credential, org).state is State.CANNOT_LIST_ORG:
             return True
         known = self._refreshers.get((credential, org))
         return known is not None and asyncio.get_running_loop().time() - known[1] > PATIENCE_SECONDS
 
+    def listing(self, credential: str, org: str) -> Health:
+        """Whether an org's machines can be listed, with a sentence for a person when not."""
+        known = self._refreshers.get((credential, org))
+        return known[0].health if known is not None else Health(State.STARTING, asyncio.get_running_loop().time())
+
     def _swept(self, credential: str, org: str, sweep: Sweep) -> None:
-        if sweep.full:
+        if sweep.full and sweep.apps is None:
             self._full.add((credential, org))
         self._metrics.sweep_last.labels(org).set(time.time())
         self._on_sweep(credential, org, sweep)

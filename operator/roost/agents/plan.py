@@ -2,39 +2,43 @@
 
     step(view) -> Act | Wait | Stuck | Settled
 
-Read it top to bottom as the life goes: our finalizer, the secrets it needs, its app, its volume, its machine, the
-agent inside. Nothing is made before the finalizer is stored; a create whose answer was lost is never sent again
-before looking; an empty list alone never proves absence; data is never replaced by an empty volume. Deletion is in
+Read it top to bottom as the life goes: our finalizer, the secrets it needs, its app, whose machine it is, its volume,
+its machine, the agent inside. Nothing is made before the finalizer is stored; a create whose answer was lost is never
+sent again before looking; an empty list alone never proves absence; data is never replaced by an empty volume.
+
+The volume's own rules are in `storage` and `placement`, rest for idleness in `rest`, silence in `recovery`, deletion in
 `destroy`. No I/O, no clock, no randomness: the same view gives the same step.
 """
 
-from roost.agents import absence, destroy, machine_config
+from roost.agents import absence, destroy, machine_config, recovery, rest, storage
 from roost.agents.view import (
     FINALIZER,
     SLOW_SECONDS,
     WAIT_SECONDS,
     Act,
     AgentView,
+    AssignAddress,
     AwaitMachine,
     Beat,
     CreateApp,
     CreateMachine,
-    CreateVolume,
     Declared,
-    ExtendVolume,
+    DeleteMachine,
     GetApp,
     GetMachine,
-    GetVolume,
     ListMachines,
     ListVolumes,
     MachineSight,
+    RestartMachine,
     Settled,
     SetToken,
+    StampMachine,
     StartMachine,
     Step,
     StopMachine,
     StoreFinalizer,
     Stuck,
+    SuspendMachine,
     UpdateMachine,
     VolumeSight,
     Wait,
@@ -44,9 +48,13 @@ from roost.api.agent import Phase
 from roost.api.conditions import Reason
 
 RESTART_PAUSE_SECONDS = 30.0
+BOOT_SECONDS = 300.0
+"""How long an agent may take from the start of its machine to its first heartbeat, unless readiness says longer."""
 
 MOVING = frozenset({"created", "creating", "starting", "restarting", "updating", "replacing", "migrating"})
 RESTING = frozenset({"stopped", "suspended"})
+_BEST = ("started", "starting", "stopped", "suspended", "created", "stopping", "replacing")
+"""Of several machines that say they are ours the first is kept (the rule of systems that have met this)."""
 
 
 def step(view: AgentView) -> Step:
@@ -59,10 +67,23 @@ def step(view: AgentView) -> Step:
         return destroy.step(view)
     if view.declared.paused:
         return Settled(Phase.PENDING, Reason.PAUSED, SLOW_SECONDS)
-    for phase in (_finalizer, _place, _secrets, _nothing_wanted, _app, _volume, _machine):
+    for phase in (_finalizer, _place, _secrets, _nothing_wanted, _app, _look, _claim, storage.step, _left_behind):
         if (move := phase(view)) is not None:
             return move
-    return _runtime(view)
+    return _informed(view, _machine(view) or _runtime(view))
+
+
+def _informed(view: AgentView, move: Step) -> Step:
+    """Nothing is started before the volumes were seen: the one in the status may have been followed by another."""
+    if not isinstance(move, Act) or not isinstance(move.action, CreateMachine | StartMachine | UpdateMachine):
+        return move
+    volume, looks = storage.current(view), view.world.volume_looks
+    if view.world.volumes is not None and (volume is None or volume.listed):
+        return storage.held_by_unknown(view) or move
+    if not looks or view.now - looks[-1] >= absence.LOOKS_APART_SECONDS:
+        return Act(ListVolumes(), Phase.PROVISIONING, "looking at its volumes before its machine is started")
+    left = looks[-1] + absence.LOOKS_APART_SECONDS - view.now
+    return Wait(Phase.PROVISIONING, Reason.WAITING_FOR_FLY, "waiting for the list of volumes to show its volume", left)
 
 
 def after_failure(view: AgentView) -> Wait | Stuck:
@@ -71,8 +92,12 @@ def after_failure(view: AgentView) -> Wait | Stuck:
     assert failure is not None
     up = machine_of(view) is not None
     phase = Phase.TERMINATING if view.declared.deleting else Phase.UPDATING if up else Phase.PROVISIONING
+    if view.declared.deleting:
+        return destroy.after_failure(failure)
+    if storage.knows_better(view, failure):
+        return Wait(phase, failure.reason, failure.message, 0.2)  # to another place at once, if there is one
     if failure.stuck:
-        return Stuck(phase if up or view.declared.deleting else Phase.FAILED, failure.reason, failure.message)
+        return Stuck(phase if up else Phase.FAILED, failure.reason, failure.message)
     return Wait(phase, failure.reason, failure.message, failure.retry_after or None)
 
 
@@ -124,8 +149,10 @@ def _app(view: AgentView) -> Step | None:
             f'app "{place.app}" is gone at Fly, and its volume with it; to start over without the data, delete this '
             "Agent and apply it again",
         )
-    if view.remembered.app or (world.app_present and world.app_org == place.org):
+    if view.remembered.app or world.born:
         return None
+    if world.app_present and world.app_org == place.org:
+        return _found_app(view)
     if world.app_present is False and shared:
         return Stuck(
             Phase.FAILED,
@@ -134,12 +161,7 @@ def _app(view: AgentView) -> Step | None:
             f"(fly apps create {place.app} --org {place.org}) or name another",
         )
     if world.app_present and world.app_org is not None and not absence.look_due(view, world.app_looked_at):
-        return Stuck(
-            Phase.FAILED,
-            Reason.FOREIGN_APP,
-            f'app "{place.app}" belongs to org "{world.app_org}", not to "{place.org}": '
-            "set spec.fly.app to a name of your own on a new Agent",
-        )
+        return _foreign_app(f'app "{place.app}" belongs to org "{world.app_org}", not to "{place.org}"')
     if shared or world.app_present:
         return Act(GetApp(), Phase.PROVISIONING, f"looking at app {place.app}")
     if not view.declared.wants_running and world.app_present is False:
@@ -149,76 +171,43 @@ def _app(view: AgentView) -> Step | None:
     return Act(CreateApp(), Phase.PROVISIONING, f"creating app {place.app}")
 
 
-def _volume(view: AgentView) -> Step | None:
-    """Its volume, as declared; one that isn't to run needs it only to be found by."""
-    world, up = view.world, view.declared.wants_running
-    if view.remembered.volume_id is None and world.volumes is None:
-        return Act(ListVolumes(), Phase.PROVISIONING, "looking for its volume")
-    volume = volume_of(view)
-    if not up:
+def _found_app(view: AgentView) -> Step | None:
+    """An app that was there before is ours by its derived name.
+
+    By a name that anybody could have given it, only if something in it is ours, or if an earlier process of ours may
+    have made it.
+    """
+    spec, world = view.declared.spec.fly, view.world
+    if spec.app_strategy == "Shared" or spec.app is None or world.quiet_since is not None or view.ours():
         return None
-    if volume is None:
-        return _lost_volume(view) if view.remembered.volume_id else _new_volume(view)
-    if volume.state in ("creating", "doubted"):
-        if volume.state == "creating" and view.now - volume.seen_at < 1.0:
-            return Wait(Phase.PROVISIONING, Reason.VOLUME_CREATING, f"waiting for volume {volume.id}", 1.0)
-        return Act(GetVolume(volume.id), Phase.PROVISIONING, f"looking at volume {volume.id}")
-    wanted = view.declared.spec.volume.size_gb
-    if volume.size_gb and volume.size_gb < wanted:
-        return Act(ExtendVolume(volume.id, wanted), Phase.UPDATING, f"extending volume {volume.id} to {wanted} GB")
-    return None
+    if world.volumes is None:
+        return Act(ListVolumes(), Phase.PROVISIONING, f"looking whether app {spec.app} is ours")
+    if any(view.names.serial(v.name) is not None for v in world.volumes):
+        return None
+    if world.machines is None:
+        return Act(ListMachines(), Phase.PROVISIONING, f"looking whether app {spec.app} is ours")
+    if absence.look_due(view, world.app_looked_at):
+        return Act(GetApp(), Phase.PROVISIONING, f"looking whether app {spec.app} is still there")
+    return _foreign_app(f'app "{spec.app}" was there before, and nothing in it is this Agent\'s')
 
 
-def _lost_volume(view: AgentView) -> Step:
-    lost = view.remembered.volume_id
-    seen_at = next((v.seen_at for v in view.world.volumes or () if v.id == lost), None)
-    if lost is not None and absence.look_due(view, seen_at):
-        return Act(GetVolume(lost), Phase.FAILED, f"looking whether volume {lost} is back")
-    return Stuck(
-        Phase.FAILED,
-        Reason.VOLUME_LOST,
-        f"volume {lost} is gone at Fly and its data with it; nothing empty is put in its place. "
-        "To start over without the data, delete this Agent and apply it again",
-    )
+def app_is_ours(view: AgentView) -> bool:
+    """Whether the app is known to be this Agent's, or the shared one that it lives in."""
+    world = view.world
+    if view.remembered.app or world.born:
+        return True
+    return bool(world.app_present) and world.app_org == view.place.org and _found_app(view) is None
 
 
-def _new_volume(view: AgentView) -> Step | None:
-    if not volumes_proven_absent(view):
-        due = absence.next_look(view, view.world.empty_looks)
-        if view.now < due:
-            say = "making sure that no volume of an earlier attempt exists"
-            return Wait(Phase.PROVISIONING, Reason.WAITING_FOR_FLY, say, due - view.now)
-        return Act(ListVolumes(), Phase.PROVISIONING, "looking for its volume")
-    region = min(view.place.regions, key=view.world.refused_regions.count)
-    return Act(CreateVolume(region), Phase.PROVISIONING, f"creating its volume in {region}")
+def _foreign_app(why: str) -> Stuck:
+    return Stuck(Phase.FAILED, Reason.FOREIGN_APP, f"{why}: set spec.fly.app to a name of your own on a new Agent")
 
 
-def _machine(view: AgentView) -> Step | None:
-    volume = volume_of(view)
-    if view.world.machines is None:
-        return _look_for_machine(view)
-    machine = machine_of(view) or _stray(view)
-    if machine is None:
-        return _at_rest(view) if volume is None or not view.declared.wants_running else _new_machine(view, volume)
-    if machine.suspect:
-        return Act(GetMachine(machine.id), Phase.STARTING, f"looking at machine {machine.id}")
-    if not machine.host_ok:
-        say = f"the host of machine {machine.id} can't be reached; Fly brings it back or moves the machine"
-        return Wait(Phase.DEGRADED, Reason.WAITING_FOR_FLY, say)
-    if not machine_config.is_ours(view, machine.metadata):
-        return Stuck(
-            Phase.FAILED,
-            Reason.FOREIGN_MACHINE,
-            f'machine {machine.id} has the name "{machine.name}" but is not ours; remove it at Fly by hand, '
-            "nothing that isn't ours is ever touched",
-        )
-    if volume is None or not view.declared.wants_running:
-        return _wanted_down(view, machine)
-    return _wanted_up(view, machine, volume)
-
-
-def _look_for_machine(view: AgentView) -> Step:
+def _look(view: AgentView) -> Step | None:
+    """Its machine is seen before anything of it is changed."""
     known = view.remembered.machine_id
+    if view.world.machines is not None:
+        return None
     if known is None:
         return Act(ListMachines(), Phase.PROVISIONING, "looking for its machine")
     if not view.swept:
@@ -226,8 +215,63 @@ def _look_for_machine(view: AgentView) -> Step:
     return Act(GetMachine(known), Phase.PROVISIONING, f"looking at machine {known}")
 
 
+def _claim(view: AgentView) -> Step | None:
+    """The same Roost in another cluster only reads, until a person says that this one takes over."""
+    for machine in view.ours():
+        cluster = machine.metadata.get("roost_cluster", "")
+        if cluster not in ("", view.cluster, view.adopt_from):
+            return Stuck(
+                Phase.PENDING,
+                Reason.CLUSTER_MOVED,
+                f"machine {machine.id} belongs to the same Roost in cluster {cluster}: nothing is changed from here. "
+                f"If that cluster is gone for good, set adoptFromCluster: {cluster} in the operator's settings",
+            )
+    return None
+
+
+def _left_behind(view: AgentView) -> Step | None:
+    """Machines on volumes that were followed by others go before the successor starts.
+
+    Those on a dead host go when it returns.
+    """
+    for machine in view.ours():
+        if not storage.superseded(view, machine):
+            continue
+        if machine.suspect or (not machine.host_ok and absence.look_due(view, machine.seen_at)):
+            return Act(GetMachine(machine.id), Phase.RECOVERING, f"looking at machine {machine.id}")
+        if not machine.host_ok:
+            continue
+        say = f"destroying machine {machine.id}: its volume was followed by another"
+        return _destroying(machine, Phase.RECOVERING) or Act(DeleteMachine(machine.id), Phase.RECOVERING, say)
+    return None
+
+
+def _machine(view: AgentView) -> Step | None:
+    volume, machine = storage.current(view), machine_of(view) or _stray(view)
+    if machine is None:
+        return _at_rest(view) if volume is None or not view.declared.wants_running else _new_machine(view, volume)
+    if machine.suspect:
+        return Act(GetMachine(machine.id), Phase.STARTING, f"looking at machine {machine.id}")
+    if not machine.host_ok:
+        say = f"the host of machine {machine.id} can't be reached; Fly brings it back or moves the machine"
+        return Wait(Phase.DEGRADED, Reason.HOST_LOST, say)
+    if not view.is_ours(machine.metadata):
+        return Stuck(
+            Phase.FAILED,
+            Reason.FOREIGN_MACHINE,
+            f'machine {machine.id} has the name "{machine.name}" but is not ours; remove it at Fly by hand, '
+            "nothing that isn't ours is ever touched",
+        )
+    if changes := machine_config.restamp(view, machine):
+        action = StampMachine(machine.id, machine.version, changes)
+        return Act(action, Phase.UPDATING, f"writing the metadata of machine {machine.id}")
+    if volume is None or not view.declared.wants_running:
+        return _wanted_down(view, machine, volume)
+    return _wanted_up(view, machine, volume)
+
+
 def _new_machine(view: AgentView, volume: VolumeSight) -> Step | None:
-    if (move := _token(view)) is not None:
+    if (move := _before_config(view, token=True)) is not None:
         return move
     failure = view.world.failure
     if failure is not None and (failure.op, failure.reason) == ("create_machine", Reason.FLY_CONFLICT):
@@ -236,25 +280,52 @@ def _new_machine(view: AgentView, volume: VolumeSight) -> Step | None:
     return Act(action, Phase.PROVISIONING, f"creating its machine in {volume.region}")
 
 
+def _before_config(view: AgentView, *, token: bool) -> Step | None:
+    """What a machine's config refers to and must be there first: its token, and addresses for its ports."""
+    epoch = view.declared.spec.identity.token_epoch
+    if token and view.world.token_epoch != epoch:
+        return Act(SetToken(epoch), Phase.PROVISIONING, "giving the machine its token")
+    if machine_config.edge(view) == "none":
+        return None
+    for kind in machine_config.ADDRESSES:
+        if kind not in view.world.addresses:
+            return Act(AssignAddress(kind), Phase.PROVISIONING, f"assigning a {kind} address to app {view.place.app}")
+    return None
+
+
 def _wanted_up(view: AgentView, machine: MachineSight, volume: VolumeSight) -> Step | None:
     if machine.state in MOVING:
         action = AwaitMachine(machine.id, "started", machine.version, WAIT_SECONDS)
         return Act(action, Phase.STARTING, f"waiting for machine {machine.id} to start")
-    if machine.state == "stopping":
-        action = AwaitMachine(machine.id, "stopped", machine.version, WAIT_SECONDS)
-        return Act(action, Phase.STARTING, f"waiting for machine {machine.id} to stop before it starts again")
-    if machine.state == "destroying":
-        action = AwaitMachine(machine.id, "destroyed", None, WAIT_SECONDS)
-        return Act(action, Phase.STARTING, f"waiting for machine {machine.id} to be gone")
+    if (going := _coming_down(machine, Phase.STARTING) or _destroying(machine, Phase.STARTING)) is not None:
+        return going
+    if machine.volume_id not in (None, volume.id):
+        return _replace(machine)
+    if machine.state in RESTING and (idle := rest.in_force(view, machine)) is not None:
+        return _idle(view, machine, idle.wake_at)
+    if machine.config is None and machine_config.foreign_version(view, machine):
+        return Act(GetMachine(machine.id), Phase.UPDATING, f"looking what has changed in machine {machine.id}")
     told = (machine.metadata.get("roost_token_epoch"), machine.metadata.get("roost_incarnation"))
-    other_token = told != (_epoch(view), view.incarnation)
-    if other_token or machine.metadata.get("roost_config_hash") != machine_config.config_hash(view, volume.id):
-        if other_token and (move := _token(view)) is not None:
+    other_token = told != (str(view.declared.spec.identity.token_epoch), view.incarnation)
+    drift = machine_config.drift(view, machine, volume.id)
+    if other_token or drift == "declared" or (drift and view.may_roll):
+        if (move := _before_config(view, token=other_token)) is not None:
             return move
-        return Act(
-            UpdateMachine(machine.id, machine.version, volume.id), Phase.UPDATING, f"updating machine {machine.id}"
-        )
-    return None if machine.state == "started" else _start_again(view, machine)
+        update = UpdateMachine(machine.id, machine.version, volume.id, rolls=drift == "defaults")
+        return Act(update, Phase.UPDATING, f"updating machine {machine.id}")
+    if machine.state != "started":
+        return _start_again(view, machine)
+    if view.world.restart_needed:
+        return Act(RestartMachine(machine.id), Phase.UPDATING, f"restarting machine {machine.id}: its volume has grown")
+    return None
+
+
+def _replace(machine: MachineSight) -> Step:
+    """A machine on another volume: Fly can't exchange a mount, so it goes, and another comes on the right one."""
+    say = f"machine {machine.id} is on volume {machine.volume_id}, which is not the Agent's"
+    if machine.state == "started":
+        return Act(StopMachine(machine.id), Phase.UPDATING, f"stopping it: {say}")
+    return Act(DeleteMachine(machine.id), Phase.UPDATING, f"destroying it: {say}")
 
 
 def _start_again(view: AgentView, machine: MachineSight) -> Step:
@@ -274,37 +345,55 @@ def _start_again(view: AgentView, machine: MachineSight) -> Step:
     return Act(StartMachine(machine.id), Phase.STARTING, f"starting machine {machine.id}")
 
 
-def _wanted_down(view: AgentView, machine: MachineSight) -> Step:
-    if machine.state in RESTING or machine.state == "failed":
-        return _at_rest(view)
-    if machine.state == "stopping":
-        action = AwaitMachine(machine.id, "stopped", machine.version, WAIT_SECONDS)
-        return Act(action, Phase.STOPPING, f"waiting for machine {machine.id} to stop")
-    if machine.state == "destroying":
-        action = AwaitMachine(machine.id, "destroyed", None, WAIT_SECONDS)
-        return Act(action, Phase.STOPPING, f"waiting for machine {machine.id} to be gone")
+def _wanted_down(view: AgentView, machine: MachineSight, volume: VolumeSight | None) -> Step:
+    """Down first, then closed: a machine that is to stay down must not be woken by traffic."""
+    to_sleep = view.declared.spec.desired_state == "Suspended" and not view.declared.revoked
+    phase = Phase.SUSPENDING if to_sleep else Phase.STOPPING
+    if (move := _coming_down(machine, phase) or _destroying(machine, phase)) is not None:
+        return move
     if machine.state in MOVING and machine.state != "starting":
-        action = AwaitMachine(machine.id, "started", machine.version, WAIT_SECONDS)
-        return Act(action, Phase.STOPPING, f"waiting for machine {machine.id} before it is stopped")
-    return Act(StopMachine(machine.id), Phase.STOPPING, f"stopping machine {machine.id}")
+        wait = AwaitMachine(machine.id, "started", machine.version, WAIT_SECONDS)
+        return Act(wait, phase, f"waiting for machine {machine.id} before it goes down")
+    is_open = machine.metadata.get("roost_edge", "none")
+    closing = volume is not None and (is_open == "autostart" or (view.declared.revoked and is_open != "none"))
+    if machine.state in ("started", "starting") or (machine.state == "suspended" and (closing or not to_sleep)):
+        if to_sleep and machine.state == "started" and not closing:
+            return Act(SuspendMachine(machine.id), phase, f"suspending machine {machine.id}")
+        if not (to_sleep and closing):
+            return Act(StopMachine(machine.id), phase, f"stopping machine {machine.id}")
+    if closing and volume is not None:
+        action = UpdateMachine(machine.id, machine.version, volume.id, launch=to_sleep)
+        return Act(action, phase, f"closing machine {machine.id} to traffic")
+    return _at_rest(view, machine)
+
+
+def _coming_down(machine: MachineSight, phase: Phase) -> Act | None:
+    if machine.state not in ("stopping", "suspending"):
+        return None
+    state = {"stopping": "stopped", "suspending": "suspended"}[machine.state]
+    action = AwaitMachine(machine.id, state, machine.version, WAIT_SECONDS)
+    return Act(action, phase, f"waiting for machine {machine.id} to be {state}")
+
+
+def _destroying(machine: MachineSight, phase: Phase) -> Act | None:
+    if machine.state != "destroying":
+        return None
+    action = AwaitMachine(machine.id, "destroyed", None, WAIT_SECONDS)
+    return Act(action, phase, f"waiting for machine {machine.id} to be gone")
 
 
 def _runtime(view: AgentView) -> Step:
     """The machine is up and as declared; the rest is for the agent inside to say."""
-    machine, window = machine_of(view), view.silence_window
+    machine, volume, window = machine_of(view), storage.current(view), view.silence_window
     assert machine is not None
+    assert volume is not None
+    if (housework := storage.keep(view)) is not None:
+        return housework
     beat = beat_of(view, machine)
     if beat is None:
-        listened = view.now - view.listening_since
-        if listened < window and view.remembered.machine_id == machine.id:
-            return Wait(Phase.RUNNING, Reason.UNHEARD, "waiting for its first heartbeat to us", window - listened)
-        if view.remembered.machine_id == machine.id and listened >= window:
-            return Wait(Phase.DEGRADED, Reason.AGENT_SILENT, _silent(machine, window), window)
-        return Wait(
-            Phase.STARTING, Reason.WAITING_FOR_AGENT, f"machine {machine.id} is up, the agent in it boots", window
-        )
+        return _unheard(view, machine, volume)
     if beat.age > window:
-        return Wait(Phase.DEGRADED, Reason.AGENT_SILENT, _silent(machine, window), window)
+        return recovery.step(view, machine, volume, beat.age - window)
     left = window - beat.age + 1.0
     if not beat.ready:
         say = f"the agent is not ready (boot phase {beat.boot_phase})"
@@ -314,30 +403,78 @@ def _runtime(view: AgentView) -> Step:
         )
     if view.bundle_revision is not None and beat.bundle_revision != view.bundle_revision:
         return Wait(Phase.UPDATING, Reason.CONFIG_PENDING, "waiting for the agent to apply its new configuration", left)
+    resting = rest.due(view, machine, beat)
+    if resting is not None and not isinstance(resting, float):
+        kind = SuspendMachine if view.declared.spec.idle.action == "Suspend" else StopMachine
+        return Act(kind(machine.id, resting), Phase.STOPPING, f"resting machine {machine.id}: nothing to do")
+    after = min(left, resting or left)
     if beat.degraded:
-        return Settled(Phase.DEGRADED, Reason.DEGRADED, left)
-    return Settled(Phase.RUNNING, Reason.RUNNING, left)
+        return Settled(Phase.DEGRADED, Reason.DEGRADED, after)
+    if note := _remarks(view, machine):
+        return Settled(Phase.DEGRADED, note[0], after, note[1])
+    return Settled(Phase.RUNNING, Reason.RUNNING, after)
+
+
+def _unheard(view: AgentView, machine: MachineSight, volume: VolumeSight) -> Step:
+    """No heartbeat of the machine as it is now: it boots, or we have only begun to listen, or it is silent."""
+    window, asked = view.silence_window, view.world.start_asked_at
+    readiness = view.declared.spec.runtime.readiness
+    patience = max(window, readiness.initial_deadline_seconds if readiness else BOOT_SECONDS)
+    if asked is not None and asked >= view.listening_since:
+        left = asked + patience - view.now
+        if left > 0:
+            say = f"machine {machine.id} is up, the agent in it boots"
+            return Wait(Phase.STARTING, Reason.WAITING_FOR_AGENT, say, left)
+        return recovery.step(view, machine, volume, view.now - asked - patience)
+    since = max(view.listening_since, machine.up_since or 0.0)
+    left = since + window - view.now
+    if left > 0:
+        return Wait(Phase.RUNNING, Reason.UNHEARD, "waiting for its first heartbeat to us", left)
+    return recovery.step(view, machine, volume, -left)
+
+
+def _remarks(view: AgentView, machine: MachineSight) -> tuple[Reason, str] | None:
+    """What does not keep the agent from running and a person should know all the same."""
+    if twins := [m.id for m in view.ours() if m.id != machine.id and not storage.superseded(view, m)]:
+        return Reason.DUPLICATE_MACHINES, (
+            f"machines {', '.join(twins[:5])} say that they are this Agent's too; machine {machine.id} is kept. "
+            "Remove the others at Fly by hand when you know that nothing in them is needed"
+        )
+    if strays := [v.id for v in storage.others(view)]:
+        return Reason.DUPLICATE_VOLUMES, (
+            f"volumes {', '.join(strays[:5])} carry this Agent's volume name too; remove them at Fly by hand when you "
+            "know that nothing in them is needed"
+        )
+    if refused := storage.refusal(view):
+        return Reason.RESTORE_REFUSED, refused
+    return None
 
 
 # --- What the phases ask of the view. ----------------------------------------------------------------------------
 
 
 def machine_of(view: AgentView) -> MachineSight | None:
-    """The Agent's current machine, when it was seen and is not gone: by its name, else by the id in status."""
+    """The Agent's current machine, when it was seen and is not gone.
+
+    By its name, else by the id in status, else the best of those that say they are ours.
+    """
     alive = [m for m in view.world.machines or () if not m.gone]
-    volume = volume_of(view)
+    volume = storage.current(view)
     name = view.names.machine(volume.id) if volume else None
-    return next((m for m in alive if m.name == name), None) or next(
-        (m for m in alive if m.id == view.remembered.machine_id), None
+    found = next((m for m in alive if m.name == name), None) or next(
+        (m for m in alive if m.id == view.remembered.machine_id and not storage.superseded(view, m)), None
     )
+    if found is not None:
+        return found
+    ours = [m for m in view.ours() if m.state in _BEST and not storage.superseded(view, m)]
+    return max(ours, key=lambda m: (-_BEST.index(m.state), m.updated_at, m.id), default=None)
 
 
 def _stray(view: AgentView) -> MachineSight | None:
     """For one that isn't to run: any machine that says it is ours, under whatever name."""
     if view.declared.wants_running:
         return None
-    ours = (m for m in view.world.machines or () if not m.gone and machine_config.is_ours(view, m.metadata))
-    return next(ours, None)
+    return next(iter(view.ours()), None)
 
 
 def machine_of_world(world: World, of: Declared) -> str | None:
@@ -366,44 +503,15 @@ def machine_known(view: AgentView) -> bool:
     return machine_of(view) is not None or (view.world.machines is None and view.remembered.machine_id is not None)
 
 
-def volume_of(view: AgentView) -> VolumeSight | None:
-    """The current volume: the one in status, else ours by name (attached before unattached, then the oldest)."""
-    known, seen = view.remembered.volume_id, view.world.volumes or ()
-    if known is not None:
-        sight = next((v for v in seen if v.id == known), None)
-        if sight is not None:
-            return None if sight.deleted else sight
-        r = view.remembered
-        return VolumeSight(
-            known, view.names.volume, "created", r.volume_region or "", r.volume_size_gb or 0, None, "", view.now
-        )
-    ours = [v for v in seen if v.name == view.names.volume and not v.deleted]
-    return min(ours, key=lambda v: (v.attached_to is None, v.created_at, v.id), default=None)
+def _at_rest(view: AgentView, machine: MachineSight | None = None) -> Settled:
+    if view.declared.revoked:
+        return Settled(Phase.REVOKED, Reason.REVOKED, SLOW_SECONDS * 2)
+    if machine is not None and machine.state == "suspended":
+        return Settled(Phase.SUSPENDED, Reason.SUSPENDED, SLOW_SECONDS * 2)
+    return Settled(Phase.STOPPED, Reason.STOPPED, SLOW_SECONDS * 2)
 
 
-def volumes_proven_absent(view: AgentView) -> bool:
-    """No volume of ours exists in the app, for certain: a list alone never says so, since lists lag and lie."""
-    world = view.world
-    return world.born or absence.proven(view, world.empty_looks)
-
-
-def _token(view: AgentView) -> Step | None:
-    epoch = view.declared.spec.identity.token_epoch
-    if view.world.token_epoch == epoch:
-        return None
-    return Act(SetToken(epoch), Phase.PROVISIONING, "giving the machine its token")
-
-
-def _epoch(view: AgentView) -> str:
-    return str(view.declared.spec.identity.token_epoch)
-
-
-def _at_rest(view: AgentView) -> Settled:
-    revoked = view.declared.revoked
-    return Settled(
-        Phase.REVOKED if revoked else Phase.STOPPED, Reason.REVOKED if revoked else Reason.STOPPED, SLOW_SECONDS * 2
-    )
-
-
-def _silent(machine: MachineSight, window: float) -> str:
-    return f"no heartbeat from machine {machine.id} for more than {window:.0f} s; kubectl describe shows its last state"
+def _idle(view: AgentView, machine: MachineSight, wake_at: float | None) -> Settled:
+    phase = Phase.SUSPENDED if machine.state == "suspended" else Phase.STOPPED
+    after = SLOW_SECONDS * 2 if wake_at is None else min(SLOW_SECONDS * 2, max(wake_at - view.now, 0.1))
+    return Settled(phase, Reason.IDLE, after)

@@ -4,7 +4,8 @@ All decisions are the planner's. Here is what it needs done: the view is gathere
 folded, the status is written when it differs, and the next look is set. One reconcile of an Agent runs at a time.
 """
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -12,8 +13,9 @@ from typing import Any
 
 import structlog
 
-from roost.agents import bundle, fold, plan
+from roost.agents import bundle, fold, plan, recovery
 from roost.agents.actions import perform
+from roost.agents.crowd import Rolls, RoomTable, Silence
 from roost.agents.memory import Installation, Memories, Memory
 from roost.agents.names import heartbeat_token
 from roost.agents.orgs import Orgs
@@ -23,14 +25,20 @@ from roost.agents.view import (
     SLOW_SECONDS,
     Act,
     AgentView,
+    AskRoom,
+    Attempts,
     AwaitMachine,
+    Declared,
+    IdleRest,
     Place,
     ReleaseFinalizer,
     Remembered,
     Settled,
+    Source,
     Step,
     StoreFinalizer,
     Stuck,
+    UpdateMachine,
     Wait,
     World,
 )
@@ -40,7 +48,8 @@ from roost.api.conditions import Reason
 from roost.engine.engine import GONE, Again, Engine, News
 from roost.engine.queue import Lane
 from roost.fly import errors
-from roost.fly.refresher import Sweep
+from roost.fly.refresher import Sweep, VolumeSweep
+from roost.fly.types import Volume
 from roost.kube.events import Recorder
 from roost.kube.objects import Objects, condition, new_condition, regarding, wall
 from roost.kube.records import Cache, Key, Record
@@ -78,6 +87,7 @@ class Agents:
         self._objects, self._cache, self._secrets, self._memories = objects, cache, secrets, memories
         self._settings, self._here, self._recorder = settings, here, recorder
         self._metrics, self._clock = metrics, clock
+        self._silence, self._rolls, self._room = Silence(), Rolls(), RoomTable()
         self._engine: Engine
         self._orgs: Orgs
 
@@ -125,13 +135,48 @@ class Agents:
             if found is not None:
                 self._doubt(key, partial(fold.row_seen, row=row, now=now), found)
         if sweep.full:
-            self._missing(credential, org, seen, sweep.error_regions)
+            self._missing(credential, org, seen, sweep)
+
+    def volumes_swept(self, credential: str, org: str, sweep: VolumeSweep) -> None:
+        """News from an org's list of volumes: sizes, attachments, hosts; and whose volume a full list leaves out."""
+        now, by_app = self._clock(), dict[str, list[Volume]]()
+        for volume in sweep.rows:
+            by_app.setdefault(volume.app, []).append(volume)
+        for key, found, place in self._living_in(credential, org, sweep.apps):
+            seen = by_app.get(place.app, ())
+            if seen or sweep.full:
+                known = _remembered(found.status, now, now)
+                self._doubt(
+                    key,
+                    partial(
+                        fold.volumes_seen,
+                        volumes=seen,
+                        full=sweep.full,
+                        unread=sweep.error_regions,
+                        known=known,
+                        now=now,
+                    ),
+                    found,
+                )
+
+    def apps(self, credential: str, org: str) -> Iterable[str]:
+        """The apps that Agents of this credential and org live in, for when the org can't be listed."""
+        return {place.app for _, _, place in self._living_in(credential, org, None)}
+
+    def _living_in(self, credential: str, org: str, apps: frozenset[str] | None) -> Iterable[tuple[Key, Record, Place]]:
+        for key, memory in self._memories.items():
+            found = self._cache.get(key)
+            if found is None:
+                continue
+            place = self._place(memory, found.status)
+            if (place.credential, place.org) == (credential, org) and (apps is None or place.app in apps):
+                yield key, found, place
 
     # --- Looking -----------------------------------------------------------------------------------------------
 
     def _view(self, found: Record, memory: Memory) -> AgentView:
-        now, declared, status = self._clock(), memory.declared, found.status
-        place, remembered = self._place(memory, status), _remembered(status)
+        now, wall_now, declared, status = self._clock(), time.time(), memory.declared, found.status
+        place, remembered = self._place(memory, status), _remembered(status, now, wall_now)
         if not place.credential_problem:
             self._orgs.watch(place.credential, place.org)
         refs = list(bundle.refs_of(declared))
@@ -143,8 +188,9 @@ class Agents:
         heard = memory.heard
         if heard is not None:
             memory.world = fold.heard(memory.world, heard.beat.machine_id, heard.at, now)
-        return AgentView(
+        view = AgentView(
             now=now,
+            wall=wall_now,
             declared=declared,
             remembered=remembered,
             names=memory.names,
@@ -158,7 +204,35 @@ class Agents:
             listening_since=self._here.started_at,
             swept=not place.credential_problem and self._orgs.swept(place.credential, place.org),
             absence_seconds=self._settings.fly.absence_seconds,
+            room=self._room.of(_asked(place, declared), now),
+            source=self._source(declared),
+            adopt_from=self._settings.adopt_from_cluster,
+            may_roll=self._rolls.may(found.key, len(self._memories)),
+            endpoint_suspect=False,
         )
+        memory.incarnation = view.incarnation
+        return replace(view, endpoint_suspect=self._hush(found.key, view))
+
+    def _hush(self, key: Key, view: AgentView) -> bool:
+        """Tells whether this agent is silent, and asks whether so many are that it is our fault."""
+        machine = plan.machine_of(view)
+        resting = machine is None or machine.state != "started"
+        expected = view.declared.wants_running and not view.declared.deleting and not resting
+        since = view.listening_since if view.beat is None else view.now - view.beat.age
+        silent = since + view.silence_window if view.now - since > view.silence_window else None
+        self._silence.told(key, expected=expected, silent_since=silent)
+        return silent is not None and self._silence.suspect(view.now)
+
+    def _source(self, declared: Declared) -> Source | None:
+        """The volume of the Agent that volume.restoreFrom names."""
+        wanted = declared.spec.volume.restore_from
+        if wanted is None or wanted.agent is None:
+            return None
+        found = self._cache.get(Key("Agent", declared.namespace, wanted.agent))
+        app, volume = (found.status.get(k) or {} for k in ("app", "volume")) if found is not None else ({}, {})
+        if not app.get("name") or not volume.get("id"):
+            return None
+        return Source(app["name"], volume["id"], volume.get("sizeGb") or 0)
 
     def _place(self, memory: Memory, status: Mapping[str, Any]) -> Place:
         spec, pinned, settings = memory.declared.spec, status.get("app") or {}, self._settings
@@ -202,16 +276,13 @@ class Agents:
             memory.world = world
             self._engine.add(key, Lane.BACKGROUND)
 
-    def _missing(self, credential: str, org: str, seen: set[str], error_regions: frozenset[str]) -> None:
-        for key, memory in self._memories.items():
-            found = self._cache.get(key)
-            if found is None:
-                continue
-            place = self._place(memory, found.status)
-            if (place.credential, place.org) != (credential, org):
+    def _missing(self, credential: str, org: str, seen: set[str], sweep: Sweep) -> None:
+        for key, found, _ in self._living_in(credential, org, sweep.apps):
+            memory = self._memories.get(key)
+            if memory is None:
                 continue
             for machine in memory.world.machines or ():
-                if machine.id not in seen and machine.region not in error_regions:
+                if machine.id not in seen and machine.region not in sweep.error_regions:
                     self._doubt(key, partial(fold.row_missing, machine_id=machine.id), found)
             if memory.world.machines is None:
                 self._engine.add(key, Lane.BACKGROUND)
@@ -228,6 +299,8 @@ class Agents:
         call = perform(fly, view, act.action, token)
         memory = self._memories.get(key)
         assert memory is not None
+        if isinstance(act.action, UpdateMachine) and act.action.rolls:
+            self._rolls.begin(key)
         waiting = Wait(act.phase, Reason.WAITING_FOR_FLY, act.say, after=1.0)
         try:
             if isinstance(act.action, AwaitMachine):
@@ -238,6 +311,9 @@ class Agents:
             else:
                 answer = await call
         except errors.FlyError as error:
+            if isinstance(act.action, AskRoom):
+                self._room.put(_asked(view.place, d), act.action.region, None, self._clock())
+                return None
             if isinstance(error, errors.Unauthorized):
                 self._orgs.doubt(view.place.credential)
             memory.world = fold.failed(memory.world, act.action, error, self._clock())
@@ -247,8 +323,13 @@ class Agents:
             say("fly did not do it", key=str(key), action=type(act.action).__name__, error=str(error))
             found = self._cache.get(key)
             return plan.after_failure(self._view(found, memory)) if found is not None else waiting
-        memory.world = fold.answered(memory.world, act.action, answer, view.names.volume, self._clock())
+        if isinstance(act.action, AskRoom) and isinstance(answer, dict):
+            best = tuple(sorted((region for region, n in answer.items() if n > 0), key=lambda r: -answer[r]))
+            self._room.put(_asked(view.place, d), act.action.region, best, self._clock())
+        memory.world = fold.answered(memory.world, act.action, answer, self._clock(), recovery.attempts(view))
         log.info("done", key=str(key), action=type(act.action).__name__, generation=d.generation)
+        if act.tell is not None and (found := self._cache.get(key)) is not None:
+            self._recorder.record(regarding(found), "Warning", act.tell, "Reconcile", act.say)
         return None
 
     async def _finalizer(self, action: StoreFinalizer | ReleaseFinalizer, found: Record, memory: Memory) -> None:
@@ -260,27 +341,29 @@ class Agents:
 
     # --- Resting -----------------------------------------------------------------------------------------------
 
-    async def _rest(self, key: Key, rest: Wait | Stuck | Settled) -> Again:
+    async def _rest(self, key: Key, end: Wait | Stuck | Settled) -> Again:
         """Writes down what is true, when it is time to, and sets the next look."""
         found = self._cache.get(key)
         if found is None:
             return self._forget(key)
         memory = self._memories.of(found, self._clock())
         memory.ring()
-        due = await self._tell(key, rest)
+        if isinstance(end, Settled):
+            self._rolls.end(key)
+        due = await self._tell(key, end)
         self._counted(key, memory)
-        if rest.after is None:
+        if end.after is None:
             return Again(after=due, backoff=True)
-        return Again(after=rest.after if due is None else min(rest.after, due))
+        return Again(after=end.after if due is None else min(end.after, due))
 
-    async def _tell(self, key: Key, rest: Step) -> float | None:
+    async def _tell(self, key: Key, end: Step) -> float | None:
         """Writes the status if it is time to; otherwise answers in how many seconds it will be (None: nothing new)."""
         found = self._cache.get(key)
         if found is None or (found.deleting and FINALIZER not in found.finalizers):
             return None
         memory = self._memories.of(found, self._clock())
-        status = render(self._view(found, memory), rest, found.status, wall())
-        due = self._due(memory, rest, same=status == found.status, leaving=found.deleting)
+        status = render(self._view(found, memory), end, found.status, wall())
+        due = self._due(memory, end, same=status == found.status, leaving=found.deleting)
         if condition(status, "DestroyStuck") and not condition(found.status, "DestroyStuck"):
             due = 0.0
         if due is None or due > 0:
@@ -289,22 +372,20 @@ class Agents:
             self._announce(found, status)
         return None
 
-    def _due(self, memory: Memory, rest: Step, *, same: bool, leaving: bool) -> float | None:
+    def _due(self, memory: Memory, end: Step, *, same: bool, leaving: bool) -> float | None:
         """When a status is to be written. What is reached or stuck: now. What moves: once a way, when it lasts."""
         now = self._clock()
-        if isinstance(rest, Settled):
+        if isinstance(end, Settled):
             memory.moving_since = memory.told = None
         if same:
             return None
-        if not isinstance(rest, Wait):
+        if not isinstance(end, Wait) or end.noted:
             return 0.0
         if memory.moving_since is None:
             memory.moving_since = now
-        failing = memory.world.failure is not None or rest.reason not in _ORDINARY
+        failing = memory.world.failure is not None or end.reason not in _ORDINARY
         restarts = memory.heard.seen(now).restarts if memory.heard is not None else 0
-        word = (
-            f"{rest.reason} {restarts}" if failing and (restarts or rest.reason is not Reason.AGENT_NOT_READY) else ""
-        )
+        word = f"{end.reason} {restarts}" if failing and (restarts or end.reason is not Reason.AGENT_NOT_READY) else ""
         if memory.told == word:
             return None
         at = memory.moving_since + (TELL_LEAVING_AFTER_SECONDS if leaving and not word else TELL_AFTER_SECONDS)
@@ -359,18 +440,48 @@ class Agents:
 
     def _forget(self, key: Key) -> Again:
         memory = self._memories.forget(key)
+        self._rolls.end(key)
+        self._silence.told(key, expected=False, silent_since=None)
         if memory is not None and memory.phase:
             self._metrics.agents.labels(memory.phase).dec()
         return GONE
 
 
-def _remembered(status: Mapping[str, Any]) -> Remembered:
+def _remembered(status: Mapping[str, Any], now: float, wall_now: float) -> Remembered:
     app, machine, volume = (status.get(k) or {} for k in ("app", "machine", "volume"))
+    previous, idle, recovered = (status.get(k) or {} for k in ("previousVolume", "idle", "recovery"))
+
+    def clock(date: str) -> float:
+        return now + (datetime.fromisoformat(date).timestamp() - wall_now)
+
     return Remembered(
         app=app.get("name"),
         incarnation=app.get("incarnation"),
         machine_id=machine.get("id"),
+        machine_version=machine.get("version"),
+        image=machine.get("image", ""),
         volume_id=volume.get("id"),
+        volume_name=volume.get("name", ""),
         volume_region=volume.get("region"),
         volume_size_gb=volume.get("sizeGb"),
+        previous_id=previous.get("id"),
+        previous_expires_at=clock(previous["expiresAt"]) if previous else 0.0,
+        restored_from=volume.get("restoredFrom"),
+        idle=IdleRest(
+            clock(idle["since"]),
+            clock(idle["wakeAt"]) if "wakeAt" in idle else None,
+            idle["generation"],
+            idle.get("wake", ""),
+        )
+        if idle
+        else None,
+        attempts=Attempts(recovered["count"], clock(recovered["windowStart"]), recovered["lastReason"])
+        if recovered
+        else None,
     )
+
+
+def _asked(place: Place, declared: Declared) -> tuple[object, ...]:
+    """What an answer about room is good for."""
+    spec = declared.spec.machine
+    return (place.credential, place.org, spec.cpu_kind, spec.cpus, spec.memory_mb)

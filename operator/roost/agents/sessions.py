@@ -5,6 +5,7 @@ an agent and learns nothing. A machine that is not the Agent's current one gets 
 """
 
 import hmac
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -85,7 +86,7 @@ class Sessions:
         if memory is None:
             return
         before, now = memory.heard, self._clock()
-        memory.heard = Heard(beat, now)
+        memory.heard = Heard(beat, now, time.time())
         if before is None or tidings(before.beat) != tidings(beat):
             self._engine.add(session.key, Lane.BACKGROUND)
 

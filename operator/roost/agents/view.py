@@ -6,6 +6,7 @@ tuple or `present=False` together with the time of the look that found nothing.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from roost.agents.names import Names
 from roost.api.agent import AgentSpec, Phase
@@ -13,6 +14,8 @@ from roost.api.conditions import Reason
 from roost.secrets.state import Resolution
 
 FINALIZER = "roost.dev/machine"
+UP = frozenset({"created", "creating", "started", "starting", "restarting", "updating", "replacing", "migrating"})
+"""A machine in one of these states runs, or will without our doing."""
 WAIT_SECONDS = 60
 """The longest wait that Fly's wait call takes."""
 SLOW_SECONDS = 300.0
@@ -49,15 +52,42 @@ class Declared:
 
 
 @dataclass(frozen=True, slots=True)
+class IdleRest:
+    """A rest for idleness, and what ends it: an edit, a new value of roost.dev/wake, or the time to wake."""
+
+    since: float
+    wake_at: float | None
+    generation: int
+    wake: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """What was tried within the hour since `since` to bring a silent agent back."""
+
+    count: int
+    since: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Remembered:
-    """What the status remembers: whose app it is and which ids are in it. (What was pinned is in `Place`.)"""
+    """What the status remembers: whose app it is and which ids are in it; what was pinned is in `Place`."""
 
     app: str | None = None
     incarnation: str | None = None
     machine_id: str | None = None
+    machine_version: str | None = None
+    image: str = ""
     volume_id: str | None = None
+    volume_name: str = ""
     volume_region: str | None = None
     volume_size_gb: int | None = None
+    previous_id: str | None = None
+    previous_expires_at: float = 0.0
+    restored_from: str | None = None
+    idle: IdleRest | None = None
+    attempts: Attempts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +108,12 @@ class MachineSight:
     exit_note: str = ""
     host_ok: bool = True
     suspect: bool = False
+    image_digest: str = ""
+    config: str | None = None
+    """The fingerprint of its config as Fly tells it; None when only a list of the org has shown it."""
+    up_since: float | None = None
+    """When it was first seen up again after a rest."""
+    unreachable_since: float | None = None
 
     @property
     def gone(self) -> bool:
@@ -97,6 +133,33 @@ class VolumeSight:
     created_at: str
     seen_at: float
     deleted: bool = False
+    host_ok: bool = True
+    unreachable_since: float | None = None
+    retention_days: int | None = None
+    fresh: Literal["", "empty", "copy"] = ""
+    """We made it, and no machine was made on it yet: as an empty one nothing in it can be lost."""
+    listed: bool = False
+    """A list has shown it, or we made it: then a list that shows it shows its successors too."""
+    missed_at: float | None = None
+    """When it was first not found by its id; found missing again later, it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSight:
+    """A snapshot as it was listed."""
+
+    id: str
+    created_at: str
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshots:
+    """The snapshots of one volume, and when they were listed."""
+
+    volume_id: str
+    seen_at: float
+    found: tuple[SnapshotSight, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +173,8 @@ class Failure:
     count: int
     stuck: bool
     """Time alone does not heal it: a person must change something (then it heals by itself)."""
+    capacity: bool = False
+    """There was no room; elsewhere there may be."""
     retry_after: float | None = None
 
 
@@ -125,15 +190,38 @@ class World:
     app_org: str | None = None
     app_looked_at: float | None = None
     """When it was made, seen or not found, by our own call."""
+    app_things: int | None = None
+    """How many machines and volumes it had at that look, as Fly counts them."""
     app_delete_accepted: bool = False
     machines: tuple[MachineSight, ...] | None = None
     machine_looks: tuple[float, ...] = ()
     """When the app's machines were listed in full, the last two times."""
     volumes: tuple[VolumeSight, ...] | None = None
-    volumes_listed_at: float | None = None
-    empty_looks: tuple[float, ...] = ()
-    """The last two times when full lists of the app's volumes held none of ours in a row."""
-    refused_regions: tuple[str, ...] = ()
+    volume_looks: tuple[float, ...] = ()
+    """When the app's volumes were listed in full, the last two times."""
+    refused: tuple[tuple[str, float], ...] = ()
+    """Regions that had no room, each with the last time it said so."""
+    crowded: tuple[str, float] | None = None
+    """The volume whose host has no room for its machine, and when that was said."""
+    unforkable: str | None = None
+    """A volume that Fly would not fork: only a snapshot of it helps."""
+    restored: bool = False
+    """The volume was made by us from what volume.restoreFrom names."""
+    lost_volume: bool = False
+    """A create of a volume was sent and its answer lost: a second one of the same name may turn up, never used."""
+    snapshots: tuple[Snapshots, ...] = ()
+    addresses: frozenset[str] = frozenset()
+    """Kinds of addresses that the app has, as far as we gave them."""
+    own_version: str | None = None
+    """The machine version that our last create or update made."""
+    idle: IdleRest | None = None
+    attempts: Attempts | None = None
+    restart_needed: bool = False
+    """The volume has grown and the machine must restart to see it."""
+    took_down: bool = False
+    """We destroyed the Agent's machine, and sent no create since whose outcome is unknown."""
+    marked: bool = False
+    """The app carries the mark of a retained one."""
     token_epoch: int | None = None
     secrets_version: int | None = None
     stop_asked_at: float | None = None
@@ -159,6 +247,10 @@ class Beat:
     runtime_version: str | None
     last_exit: str
     degraded: tuple[str, ...]
+    active_sessions: int | None = None
+    connections: int | None = None
+    last_activity_at: float | None = None
+    next_run_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +269,25 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Another Agent's volume, to be restored from: where it is; without a volume there is nothing to restore."""
+
+    app: str
+    volume_id: str
+    size_gb: int
+
+
+Room = Mapping[str, tuple[str, ...] | None]
+"""For a region or alias that was asked about: regions that have room for the guest; None when Fly could not tell."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentView:
     """All of it at one moment."""
 
     now: float
+    wall: float
+    """The same moment in epoch seconds, for what Fly dates."""
     declared: Declared
     remembered: Remembered
     names: Names
@@ -196,10 +303,41 @@ class AgentView:
     swept: bool
     """The org's machines have been listed in full at least once."""
     absence_seconds: float
+    room: Room
+    source: Source | None
+    """The Agent that volume.restoreFrom names, when there is one with a volume."""
+    adopt_from: str
+    """The cluster whose machines may be taken over; empty for none."""
+    may_roll: bool
+    """Whether this Agent may take up changed defaults now: not all do so at once."""
+    endpoint_suspect: bool
+    """So many agents fell silent together that it is our endpoint's fault."""
 
     @property
     def incarnation(self) -> str:
-        return self.remembered.incarnation or self.declared.uid
+        """The uid that its tokens are derived from: of the Agent that first made the app, kept through adoption."""
+        if self.remembered.incarnation:
+            return self.remembered.incarnation
+        told = (m.metadata.get("roost_incarnation") for m in self.ours() if m.state != "destroying")
+        return next((uid for uid in told if uid), self.declared.uid)
+
+    def is_ours(self, metadata: Mapping[str, str]) -> bool:
+        """Ownership: the machine itself says our owner id and this Agent's namespace and name (never the uid)."""
+        return (
+            metadata.get("roost_owner") == self.owner_id
+            and metadata.get("roost_namespace") == self.declared.namespace
+            and metadata.get("roost_name") == self.declared.name
+        )
+
+    def ours(self) -> list[MachineSight]:
+        """Machines that say they are this Agent's and are not gone."""
+        return [m for m in self.world.machines or () if not m.gone and self.is_ours(m.metadata)]
+
+    @property
+    def forgotten(self) -> frozenset[str]:
+        """Ids that a person lets go of in a deletion."""
+        named = self.declared.annotations.get("roost.dev/forget", "")
+        return frozenset(word.strip() for word in named.split(",") if word.strip())
 
     @property
     def silence_window(self) -> float:
@@ -248,6 +386,25 @@ class ForgetToken:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkRetained:
+    """A secret whose name tells that the app is kept on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class AssignAddress:
+    """One address for the app."""
+
+    kind: Literal["v6", "shared_v4"]
+
+
+@dataclass(frozen=True, slots=True)
+class AskRoom:
+    """Which regions of this region or alias have room for the guest."""
+
+    region: str
+
+
+@dataclass(frozen=True, slots=True)
 class ListMachines:
     pass
 
@@ -266,9 +423,25 @@ class CreateMachine:
 
 @dataclass(frozen=True, slots=True)
 class UpdateMachine:
+    """Replaces its whole config; it (re)starts, or with `launch` off comes to rest.
+
+    `rolls`: it takes up defaults that have changed for everybody.
+    """
+
     id: str
     version: str
     volume_id: str
+    launch: bool = True
+    rolls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StampMachine:
+    """Writes metadata of a machine, which neither restarts it nor makes a new version; None takes a key away."""
+
+    id: str
+    version: str
+    metadata: tuple[tuple[str, str | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +452,21 @@ class StartMachine:
 @dataclass(frozen=True, slots=True)
 class StopMachine:
     id: str
+    idle: IdleRest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SuspendMachine:
+    id: str
+    idle: IdleRest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestartMachine:
+    """Stops and starts it; as an attempt at recovery with the reason for it."""
+
+    id: str
+    because: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +496,34 @@ class GetVolume:
 
 @dataclass(frozen=True, slots=True)
 class CreateVolume:
+    """An empty volume, or one filled from a snapshot or by forking another; the serial tells which is the latest."""
+
     region: str
+    serial: int = 1
+    snapshot: str | None = None
+    fork: str | None = None
+    size_gb: int | None = None
+    """At least so large; None: as declared."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepSnapshots:
+    """Sets for how long Fly keeps the volume's snapshots."""
+
+    id: str
+    days: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListSnapshots:
+    app: str
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateSnapshot:
+    app: str
+    volume_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,19 +545,28 @@ Action = (
     | DeleteApp
     | SetToken
     | ForgetToken
+    | MarkRetained
+    | AssignAddress
+    | AskRoom
     | ListMachines
     | GetMachine
     | CreateMachine
     | UpdateMachine
+    | StampMachine
     | StartMachine
     | StopMachine
+    | SuspendMachine
+    | RestartMachine
     | DeleteMachine
     | AwaitMachine
     | ListVolumes
     | GetVolume
     | CreateVolume
     | ExtendVolume
+    | KeepSnapshots
     | DeleteVolume
+    | ListSnapshots
+    | CreateSnapshot
 )
 
 
@@ -351,11 +575,12 @@ Action = (
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """Do this one thing, fold the answer, ask again."""
+    """Do this one thing, fold the answer, ask again; `tell` makes an event of it when it is done."""
 
     action: Action
     phase: Phase
     say: str
+    tell: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +591,8 @@ class Wait:
     reason: Reason
     say: str
     after: float | None = None
+    noted: bool = False
+    """It goes on only when the status holds what has happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,11 +607,12 @@ class Stuck:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """As declared."""
+    """As declared; `say` what a person should know all the same."""
 
     phase: Phase
     reason: Reason
     after: float
+    say: str = ""
 
 
 Step = Act | Wait | Stuck | Settled

@@ -12,6 +12,7 @@ from world import REFRESH, Broken, Fate, Life, act, crash, judge_settled, rest, 
 from roost.agents.reconcile import _remembered
 from roost.agents.view import (
     Act,
+    AskRoom,
     AwaitMachine,
     CreateApp,
     CreateMachine,
@@ -21,9 +22,12 @@ from roost.agents.view import (
     GetApp,
     GetMachine,
     ListMachines,
+    ListSnapshots,
     ListVolumes,
     ReleaseFinalizer,
     Settled,
+    StampMachine,
+    StartMachine,
     Step,
     StoreFinalizer,
     Stuck,
@@ -41,7 +45,7 @@ LIED = -1
 """One list that is empty by mistake on a way; two of them, apart, are what the planner takes for proof."""
 
 
-def fates(action: object) -> tuple[Fate, ...]:
+def fates(action: object) -> tuple[Fate, ...]:  # noqa: C901 - one case per kind of call
     """How a call of this kind may fail."""
     match action:
         case StoreFinalizer() | ReleaseFinalizer():
@@ -52,10 +56,20 @@ def fates(action: object) -> tuple[Fate, ...]:
             return (*_READ, Fate.UNKNOWN, Fate.UNAUTHORIZED)
         case AwaitMachine():
             return (*_READ, Fate.NOT_YET, Fate.UNKNOWN)
-        case CreateApp() | CreateMachine() | CreateVolume():
+        case AskRoom():
+            return (*_READ, Fate.CAPACITY)
+        case ListSnapshots():
+            return _READ
+        case CreateMachine():
+            return (*_CHANGE, Fate.LATE, Fate.CAPACITY, Fate.HOST_FULL, Fate.UNKNOWN)
+        case CreateApp() | CreateVolume():
             return (*_CHANGE, Fate.LATE, Fate.CAPACITY, Fate.UNKNOWN)
         case UpdateMachine():
-            return (*_CHANGE, Fate.CONFLICT, Fate.CAPACITY)
+            return (*_CHANGE, Fate.CONFLICT, Fate.HOST_FULL)
+        case StartMachine():
+            return (*_CHANGE, Fate.HOST_FULL)
+        case StampMachine():
+            return (*_CHANGE, Fate.CONFLICT)
         case ExtendVolume() | DeleteVolume():
             return (*_CHANGE, Fate.UNAUTHORIZED)
         case _:
@@ -158,7 +172,17 @@ def _stays(life: Life, step: Step) -> bool:
 def _key(life: Life) -> object:
     d = life.declared
     return (
-        repr((life.now, life.cloud, life.world, _remembered(life.status), life.turn, life.started_at)),
+        repr(
+            (
+                life.now,
+                life.cloud,
+                life.world,
+                _remembered(life.status, 0.0, 0.0),
+                life.turn,
+                life.room,
+                life.started_at,
+            )
+        ),
         d.generation,
         d.finalizers,
         d.deleting,

@@ -4,12 +4,15 @@ The rules are judged by the simulated Fly of `world`, and each walk must come to
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from explore import Walk
 from world import (
+    Fate,
     Life,
     agent,
+    apply_again,
     crash,
     delete,
     edit,
@@ -18,6 +21,7 @@ from world import (
     machine_stops,
     settled,
     shared,
+    snapshot,
     sweep,
     volume_lost,
 )
@@ -63,6 +67,38 @@ def seen(happens: Callable[[Life], Life]) -> Life:
     return sweep(happens(runs()))
 
 
+def sleep(life: Life) -> Life:
+    return edit(life, desired_state="Suspended")
+
+
+def two_regions() -> Life:
+    return replace(agent(), regions=("iad", "ord"))
+
+
+def crowded() -> Life:
+    """A stopped Agent whose host has filled up is to run again."""
+    story = settled(two_regions())
+    story.life = stop(story.life)
+    story.run()
+    story.life = edit(story.life, desired_state="Running")
+    return story.when("StartMachine", Fate.HOST_FULL).until("CreateVolume").life
+
+
+def restorable() -> Life:
+    """Its volume is lost, and there is a snapshot of it."""
+    story = settled()
+    return sweep(volume_lost(snapshot(story.life)))
+
+
+def public() -> Life:
+    return agent(machine={"public": "Gateway", "autostart": True})
+
+
+def reborn() -> Life:
+    """Applied again under another uid, its machine still running."""
+    return apply_again(replace(runs(), released=True), "uid-2")
+
+
 PAIRS = {
     "made": fresh,
     "made in a shared app": shared,
@@ -75,6 +111,13 @@ PAIRS = {
     "enlarged": lambda: enlarge(runs()),
     "stopped": lambda: stop(runs()),
     "revoked": lambda: revoke(runs()),
+    "suspended": lambda: sleep(runs()),
+    "made in one of two regions": two_regions,
+    "made public": public,
+    "a public one stopped": lambda: stop(settled(public()).life),
+    "moved from a full host": crowded,
+    "restored": restorable,
+    "adopted under another uid": reborn,
     "started again": lambda: edit(stopped(), desired_state="Running"),
     "machine stopped by itself": lambda: seen(machine_stops),
     "machine destroyed by hand": lambda: seen(machine_destroyed),
@@ -90,6 +133,8 @@ SINGLES = {
     "revoked and deleted at any moment": (runs, (revoke, delete)),
     "enlarged and rotated at any moment": (runs, (enlarge, rotate)),
     "machine destroyed and Agent deleted at any moment": (runs, (machine_destroyed, delete)),
+    "moved from a full host, deleted at any moment": (crowded, (delete,)),
+    "restored, deleted at any moment": (restorable, (delete,)),
 }
 """Ways on which any one call may fail, and people and Fly act at any moment."""
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from world import SHARED_APP, Life, agent, declared, edit, shared, spec, view
 
-from roost.agents.machine_config import config_hash, is_ours, render, token_secret
+from roost.agents.machine_config import config_hash, render, token_secret
 from roost.agents.view import AgentView
 from roost.api.agent import AgentSpec, Machine, Volume
 from roost_agent.contract import canonical
@@ -97,6 +97,9 @@ def test_the_whole_config() -> None:
         "roost_incarnation": "uid-1",
         "roost_generation": "1",
         "roost_token_epoch": "0",
+        "roost_image": "image",
+        "roost_edge": "none",
+        "roost_extra": "",
         "roost_config_hash": config_hash(view(agent(machine={"cpus": 2, "memory_mb": 2048})), "vol_1"),
     }
 
@@ -157,7 +160,7 @@ def test_the_hash_stays_with_what_only_the_agent_inside_must_know() -> None:
 
 def test_the_hash_stays_what_it_is() -> None:
     """A change of the hash updates, and so restarts, every machine there is: raise HASH_VERSION and roll slowly."""
-    assert config_hash(view(agent()), "vol_1") == "1:d2d1adaa4d43a74a81e25948"
+    assert config_hash(view(agent()), "vol_1") == "2:7ddffb712050:505f058131e6"
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=6))
@@ -168,12 +171,12 @@ def test_the_order_of_keys_says_nothing(content: dict[str, Any]) -> None:
 def test_ours_is_what_says_our_owner_namespace_and_name() -> None:
     ada = view(agent())
     mine = render(ada, "vol_1")["metadata"]
-    assert is_ours(ada, mine)
-    assert is_ours(ada, mine | {"roost_uid": "another", "roost_cluster": "another"})
+    assert ada.is_ours(mine)
+    assert ada.is_ours(mine | {"roost_uid": "another", "roost_cluster": "another"})
     for key in ("roost_owner", "roost_namespace", "roost_name"):
-        assert not is_ours(ada, mine | {key: "another"})
-        assert not is_ours(ada, {k: v for k, v in mine.items() if k != key})
-    assert not is_ours(ada, {})
+        assert not ada.is_ours(mine | {key: "another"})
+        assert not ada.is_ours({k: v for k, v in mine.items() if k != key})
+    assert not ada.is_ours({})
 
 
 def test_no_token_is_in_the_config() -> None:

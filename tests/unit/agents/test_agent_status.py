@@ -216,7 +216,7 @@ def test_after_a_restart_silence_means_nothing_before_one_window_has_passed() ->
     while story.life.now < story.life.started_at + 100:
         story.step()
         assert story.life.status == before
-    while story.life.now < story.life.started_at + 300:
+    while story.life.now < story.life.started_at + 140:
         story.step()
     assert statuses(story.life.status)["AgentHealthy"] == "False"
     assert story.life.status["phase"] == "Degraded"

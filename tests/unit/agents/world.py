@@ -10,6 +10,7 @@ a queue: think, act, rest, crash. Being a value, it can be kept, compared and go
 """
 
 import functools
+import json
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from enum import Enum
 from math import inf
 from typing import Any
 
-from roost.agents import fold, machine_config, plan
+from roost.agents import fold, machine_config, plan, recovery, storage
 from roost.agents.actions import perform
 from roost.agents.names import derive
 from roost.agents.reconcile import CALLS_PER_TURN, _remembered
@@ -27,11 +28,13 @@ from roost.agents.view import (
     Act,
     Action,
     AgentView,
+    AskRoom,
     Beat,
     Declared,
     Place,
     ReleaseFinalizer,
     Settled,
+    Source,
     Step,
     StoreFinalizer,
     Stuck,
@@ -41,7 +44,7 @@ from roost.agents.view import (
 from roost.api.agent import AgentSpec, Phase, Runtime
 from roost.api.conditions import Reason
 from roost.fly import errors
-from roost.fly.types import App, Machine, MachineRow, Volume, WaitResult
+from roost.fly.types import App, Extended, Machine, MachineRow, Snapshot, Volume, WaitResult
 from roost.secrets.state import Resolution
 
 ORG = "acme"
@@ -61,6 +64,15 @@ REFRESH = 15.0
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+ENDS = {
+    "stopping": "stopped",
+    "suspending": "suspended",
+    "destroying": "destroyed",
+    "settling": "stopped",
+}
+"""How a state ends by itself; every other ends in `started`. (`settling`: an update that does not launch.)"""
+
+
 class Broken(AssertionError):
     """A rule of the house is broken."""
 
@@ -73,7 +85,8 @@ class Fate(Enum):
     LATE = "carried out long after its answer was given up"
     VAIN = "no answer, and nothing was done"
     NOT_YET = "refused: time will heal it"
-    CAPACITY = "refused: no room"
+    CAPACITY = "refused: no room in the region"
+    HOST_FULL = "refused: no room on the host"
     QUOTA = "refused: the org's quota"
     INVALID = "refused: as it stands"
     UNAUTHORIZED = "refused: the token is not good"
@@ -107,6 +120,7 @@ class FlyMachine:
     metadata: tuple[tuple[str, str], ...]
     volume: str | None
     made_at: float
+    config: str = "{}"
     due: float = inf
     """When the state it is in ends by itself."""
     gone_at: float = inf
@@ -130,6 +144,18 @@ class FlyVolume:
     size_gb: int
     made_at: float
     gone_at: float = inf
+    data: str = ""
+    """Whose data it holds: the id of the volume that a machine first wrote to; empty when nobody has."""
+    retention: int = 5
+    reachable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FlySnapshot:
+    id: str
+    volume: str
+    data: str
+    made_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +174,8 @@ class Cloud:
     machines: tuple[FlyMachine, ...] = ()
     volumes: tuple[FlyVolume, ...] = ()
     secrets: frozenset[tuple[str, str]] = frozenset()
+    snapshots: tuple[FlySnapshot, ...] = ()
+    addresses: frozenset[tuple[str, str]] = frozenset()
     pending: tuple[Pending, ...] = ()
     made: int = 0
     moves: int = 0
@@ -165,7 +193,8 @@ class Cloud:
         return [m for m in self.machines if m.mine and m.alive]
 
     def my_volumes(self, name: str) -> list[FlyVolume]:
-        return [v for v in self.volumes if v.name == name and v.gone_at == inf]
+        """All of an Agent's volumes that are there, the one before the current among them."""
+        return [v for v in self.volumes if (v.name == name or v.name.startswith(f"{name}_")) and v.gone_at == inf]
 
     def put(self, thing: FlyApp | FlyMachine | FlyVolume) -> "Cloud":
         match thing:
@@ -191,9 +220,12 @@ class Cloud:
                 secrets=frozenset(s for s in cloud.secrets if s[0] != app.name),
             )
         for machine in [m for m in cloud.machines if m.due <= now]:
-            after = {"stopping": "stopped", "destroying": "destroyed"}.get(machine.state, "started")
+            after = ENDS.get(machine.state, "started")
             gone = machine.due if after == "destroyed" else inf
             cloud = cloud.put(replace(machine, state=after, due=inf, gone_at=gone))
+            volume = cloud.volume(machine.volume or "")
+            if after == "started" and volume is not None and not volume.data:
+                cloud = cloud.put(replace(volume, data=volume.id))
         return cloud
 
     def _arrived(self, sent: Pending) -> "Cloud":
@@ -214,11 +246,26 @@ class Cloud:
 
 def made(cloud: Cloud, thing: FlyApp | FlyMachine | FlyVolume) -> Cloud:
     """Puts a new thing of ours into the cloud, if the house allows it."""
-    if isinstance(thing, FlyMachine) and (others := cloud.my_machines()):
-        raise Broken(f"a second machine is made beside {others[0].id}")
-    if isinstance(thing, FlyVolume) and any(v.name == thing.name for v in cloud.volumes):
-        raise Broken("an empty volume is made although one of this Agent exists, or was lost")
+    if isinstance(thing, FlyMachine):
+        volume = cloud.volume(thing.volume or "")
+        on_dead_hosts = {m.id for m in cloud.my_machines() if not m.reachable}
+        if others := [m for m in cloud.my_machines() if m.id not in on_dead_hosts]:
+            raise Broken(f"a second machine is made beside {others[0].id}")
+        if volume is not None and not volume.data and any(v.data for v in _relatives(cloud, volume)):
+            raise Broken("a machine is made on an empty volume, and the Agent's data is elsewhere")
+    if isinstance(thing, FlyVolume) and not thing.data:
+        if any(v.name == thing.name for v in cloud.volumes):
+            raise Broken("an empty volume is made although one of this Agent exists, or was lost")
+        if any(v.data for v in _relatives(cloud, thing)):
+            raise Broken("an empty volume is made, and the Agent has data")
     return replace(cloud.put(thing), moves=cloud.moves + 1)
+
+
+def _relatives(cloud: Cloud, volume: FlyVolume) -> list[FlyVolume]:
+    """The Agent's other volumes, those that are gone among them; a loss that a person accepted is forgotten."""
+    base = volume.name.rsplit("_", 1)[0] if volume.name.count("_") > 1 else volume.name
+    mine = [v for v in cloud.volumes if v.name == base or v.name.startswith(f"{base}_")]
+    return [v for v in mine if v.id != volume.id and v.app == volume.app]
 
 
 # --- The door to it ----------------------------------------------------------------------------------------------
@@ -227,9 +274,11 @@ def made(cloud: Cloud, thing: FlyApp | FlyMachine | FlyVolume) -> Cloud:
 class Door:
     """The Fly client of one call: what `actions.perform` asks for happens at once, or ends as `fate` says."""
 
-    def __init__(self, cloud: Cloud, now: float, fate: Fate, *, held: bool, volume_name: str) -> None:
+    def __init__(
+        self, cloud: Cloud, now: float, fate: Fate, *, held: bool, volume_name: str, leaving: bool = False
+    ) -> None:
         self.cloud, self.now, self.fate = cloud.at(now), now, fate
-        self._held, self._volume_name = held, volume_name
+        self._held, self._volume_name, self._leaving = held, volume_name, leaving
 
     # Apps
 
@@ -247,7 +296,9 @@ class Door:
         app = self._app("get_app", name)
         if app.org != ORG:
             raise errors.Unauthorized("get_app", 403, "of another org")
-        return App(app.name, app.org, "", "deployed")
+        machines = sum(m.app == name and m.alive for m in self.cloud.machines)
+        volumes = sum(v.app == name and v.gone_at == inf for v in self.cloud.volumes)
+        return App(app.name, app.org, "", "deployed", machines, volumes)
 
     async def delete_app(self, name: str) -> None:
         self._change("delete_app", name)
@@ -257,9 +308,7 @@ class Door:
         if left := [m.id for m in self.cloud.machines if m.app == name and m.alive]:
             raise Broken(f"app {name} is deleted and takes {left} along")
         # A volume of ours that nobody knew of may go this way: its machine is gone, and it is to go too.
-        foreign = [
-            v.id for v in self.cloud.volumes if v.app == name and v.name != self._volume_name and v.gone_at == inf
-        ]
+        foreign = [v.id for v in self.cloud.volumes if v.app == name and not self._named(v) and v.gone_at == inf]
         if foreign:
             raise Broken(f"app {name} is deleted and takes {foreign} along")
         self.cloud = self.cloud.put(replace(app, gone_at=min(app.gone_at, self.now + DYING)))
@@ -273,6 +322,19 @@ class Door:
         self.cloud = replace(self.cloud, secrets=(self.cloud.secrets - gone) | kept, moves=self.cloud.moves + 1)
         self._answer("set_secrets")
         return self.cloud.moves
+
+    async def assign_ip(self, app: str, kind: str) -> None:
+        self._change("assign_ip", app)
+        self._app("assign_ip", app)
+        addresses = self.cloud.addresses | {(app, kind)}
+        self.cloud = replace(self.cloud, addresses=addresses, moves=self.cloud.moves + 1)
+        self._answer("assign_ip")
+
+    async def placements(self, org: str, regions: list[str], guest: Mapping[str, Any]) -> dict[str, int]:
+        if self.fate is Fate.CAPACITY:
+            return {}
+        self._read("placements", "")
+        return dict.fromkeys(["ams", "cdg"] if regions == ["eu"] else regions, 3)
 
     # Machines
 
@@ -314,6 +376,7 @@ class Door:
             metadata=tuple(sorted(config["metadata"].items())),
             volume=volume_id,
             made_at=self.now,
+            config=json.dumps(config, sort_keys=True),
             due=self.now + BOOT,
         )
         self._make("create_machine", machine)
@@ -327,6 +390,7 @@ class Door:
         current_version: str,
         *,
         min_secrets_version: int | None,
+        skip_launch: bool = False,
     ) -> Machine:
         self._change("update_machine", app, machine_id)
         machine = self._mine("update_machine", machine_id)
@@ -338,7 +402,8 @@ class Door:
             machine,
             version=machine.version + 1,
             metadata=tuple(sorted(config["metadata"].items())),
-            state="replacing",
+            config=json.dumps(config, sort_keys=True),
+            state="settling" if skip_launch else "replacing",
             due=self.now + BOOT,
         )
         self.cloud = replace(self.cloud.put(machine), moves=self.cloud.moves + 1)
@@ -360,6 +425,28 @@ class Door:
         elif machine.state != "stopped":
             raise errors.NotYet("stop_machine", 412, f"unable to stop machine from current state: {machine.state}")
         self._move(machine, "stop_machine")
+
+    async def suspend_machine(self, app: str, machine_id: str) -> None:
+        self._change("suspend_machine", app, machine_id)
+        machine = self._mine("suspend_machine", machine_id)
+        if machine.state != "started":
+            raise errors.NotYet("suspend_machine", 412, f"unable to suspend machine from state: {machine.state}")
+        self._move(replace(machine, state="suspending", due=self.now + STOPPING), "suspend_machine")
+
+    async def restart_machine(self, app: str, machine_id: str, *, timeout_seconds: int) -> None:
+        self._change("restart_machine", app, machine_id)
+        machine = self._mine("restart_machine", machine_id)
+        self._move(replace(machine, state="restarting", due=self.now + BOOT), "restart_machine")
+
+    async def patch_metadata(
+        self, app: str, machine_id: str, metadata: Mapping[str, str | None], *, machine_version: str
+    ) -> None:
+        self._change("patch_metadata", app, machine_id)
+        machine = self._mine("patch_metadata", machine_id)
+        if self.fate is Fate.CONFLICT or machine_version != f"v{machine.version}":
+            raise errors.Conflict("patch_metadata", 412, "machine_version does not match", kind="version")
+        after = {k: v for k, v in (dict(machine.metadata) | dict(metadata)).items() if v is not None}
+        self._move(replace(machine, metadata=tuple(sorted(after.items()))), "patch_metadata")
 
     async def delete_machine(self, app: str, machine_id: str, *, force: bool) -> None:
         self._change("delete_machine", app, machine_id)
@@ -394,20 +481,64 @@ class Door:
         self._app("get_volume", app)
         return self._seen(self._volume("get_volume", volume_id), self.now)
 
-    async def create_volume(self, app: str, name: str, region: str, size_gb: int) -> Volume:
+    async def create_volume(
+        self,
+        app: str,
+        name: str,
+        region: str,
+        size_gb: int | None,
+        *,
+        snapshot_retention_days: int,
+        snapshot_id: str | None = None,
+        source_volume_id: str | None = None,
+        compute: Mapping[str, Any],
+    ) -> Volume:
         self._change("create_volume", app)
         self._app("create_volume", app)
-        volume = FlyVolume(f"vol_{self.cloud.made}", app, name, region, size_gb, self.now)
+        data, size = "", size_gb or 0
+        if source_volume_id is not None:
+            source = self._volume("create_volume", source_volume_id)
+            if source.gone_at < inf or not source.reachable:
+                raise errors.Invalid("create_volume", 400, "source volume can't be forked")
+            data, size = source.data, source.size_gb
+        if snapshot_id is not None:
+            data = next(s.data for s in self.cloud.snapshots if s.id == snapshot_id)
+        volume = FlyVolume(
+            f"vol_{self.cloud.made}", app, name, region, size, self.now, data=data, retention=snapshot_retention_days
+        )
         self._make("create_volume", volume)
         return self._seen(volume, self.now)
 
-    async def extend_volume(self, app: str, volume_id: str, size_gb: int) -> Volume:
+    async def update_volume(self, app: str, volume_id: str, *, snapshot_retention_days: int) -> Volume:
+        self._change("update_volume", app)
+        volume = replace(self._my_volume("update_volume", volume_id), retention=snapshot_retention_days)
+        self.cloud = replace(self.cloud.put(volume), moves=self.cloud.moves + 1)
+        self._answer("update_volume")
+        return self._seen(volume, self.now)
+
+    async def list_snapshots(self, app: str, volume_id: str) -> list[Snapshot]:
+        self._read("list_snapshots", app)
+        return [_snapshot(s, self.now) for s in self.cloud.snapshots if s.volume == volume_id]
+
+    async def create_snapshot(self, app: str, volume_id: str) -> None:
+        self._change("create_snapshot", app)
+        volume = self._volume("create_snapshot", volume_id)
+        snapshot = FlySnapshot(f"vs_{self.cloud.made}", volume.id, volume.data, self.now)
+        self.cloud = replace(
+            self.cloud,
+            snapshots=(*self.cloud.snapshots, snapshot),
+            made=self.cloud.made + 1,
+            moves=self.cloud.moves + 1,
+        )
+        self._answer("create_snapshot")
+
+    async def extend_volume(self, app: str, volume_id: str, size_gb: int) -> Extended:
         self._change("extend_volume", app)
         volume = self._my_volume("extend_volume", volume_id)
         volume = replace(volume, size_gb=size_gb)
         self.cloud = replace(self.cloud.put(volume), moves=self.cloud.moves + 1)
         self._answer("extend_volume")
-        return self._seen(volume, self.now)
+        return Extended(self._seen(volume, self.now), needs_restart=False)
 
     async def delete_volume(self, app: str, volume_id: str) -> None:
         self._change("delete_volume", app)
@@ -415,10 +546,20 @@ class Door:
         volume = self._my_volume("delete_volume", volume_id)
         if (holder := self._holder(volume_id)) is not None:
             raise errors.VolumeBound("delete_volume", 412, "volume is currently bound", machine_id=holder.id)
-        if mine := self.cloud.my_machines():
+        if self._leaving and (mine := self.cloud.my_machines()):
             raise Broken(f"volume {volume_id} is deleted before machine {mine[0].id} is gone")
+        if not self._leaving and volume.data and self.now - self._follower(volume).made_at < 7 * 86_400:
+            raise Broken(f"volume {volume_id} with the Agent's data is deleted")
         self.cloud = self.cloud.put(replace(volume, gone_at=min(volume.gone_at, self.now)))
         self._answer("delete_volume")
+
+    def _follower(self, volume: FlyVolume) -> FlyVolume:
+        """The Agent's newest volume."""
+        mine = [v for v in self.cloud.my_volumes(self._volume_name) if v.app == volume.app]
+        return max(mine, key=lambda v: v.made_at)
+
+    def _named(self, volume: FlyVolume) -> bool:
+        return volume.name == self._volume_name or volume.name.startswith(f"{self._volume_name}_")
 
     # How calls end
 
@@ -441,6 +582,8 @@ class Door:
                 raise errors.NotYet(op, 412, "min_secrets_version not yet available")
             case Fate.CAPACITY:
                 raise errors.Capacity(op, 422, "could not find a candidate host", scope="region")
+            case Fate.HOST_FULL:
+                raise errors.Capacity(op, 412, "insufficient resources", scope="host")
             case Fate.QUOTA:
                 raise errors.Capacity(op, 403, "over the allowed quota", scope="quota")
             case Fate.INVALID:
@@ -499,7 +642,7 @@ class Door:
 
     def _my_volume(self, op: str, volume_id: str) -> FlyVolume:
         volume = self._volume(op, volume_id)
-        if volume.name != self._volume_name:
+        if not self._named(volume):
             raise Broken(f"{op}: volume {volume_id} is not ours")
         return volume
 
@@ -528,7 +671,7 @@ class Door:
             last_exit=None,
             created_at="",
             updated_at=f"{self.now:012.1f}",
-            config={} if machine.reachable else None,
+            config=json.loads(machine.config) if machine.reachable else None,
         )
 
     def _seen(self, volume: FlyVolume, as_of: float) -> Volume:
@@ -539,10 +682,18 @@ class Door:
             state="created" if as_of < volume.gone_at else "pending_destroy",
             region=volume.region,
             size_gb=volume.size_gb,
-            attached_machine_id=None,
-            host_status="ok",
-            created_at=f"{volume.made_at:012.1f}",
+            attached_machine_id=next((m.id for m in self.cloud.machines if m.alive and m.volume == volume.id), None),
+            host_status="ok" if volume.reachable else "unreachable",
+            created_at=wall(volume.made_at),
+            snapshot_retention=volume.retention,
         )
+
+
+def _snapshot(snapshot: FlySnapshot, now: float) -> Snapshot:
+    done = now - snapshot.made_at >= 3.0
+    return Snapshot(
+        snapshot.id if done else "", "created" if done else "running", wall(snapshot.made_at), None, None, None
+    )
 
 
 # --- One Agent and its operator ----------------------------------------------------------------------------------
@@ -591,9 +742,22 @@ class Life:
     released: bool = False
     talks: bool = True
     """The agent in a started machine sends heartbeats."""
+    hushed_at: float | None = None
+    """Since when it sends no more, after it did."""
     secrets: Resolution = RESOLVED
     revision: str | None = "revision-1"
-    regions: tuple[str, ...] = ("iad", "ord")
+    regions: tuple[str, ...] = ("iad",)
+    room: tuple[tuple[str, tuple[str, ...] | None, float], ...] = ()
+    """What Fly said about room, and when."""
+    source: Source | None = None
+    adopt_from: str = ""
+    cluster: str = CLUSTER
+    image: str = "image"
+    endpoint: str = "https://roost"
+    may_roll: bool = True
+    endpoint_suspect: bool = False
+    says: Mapping[str, Any] = field(default_factory=dict)
+    """What its heartbeats say beside that all is well."""
 
     @property
     def held(self) -> bool:
@@ -611,20 +775,21 @@ def view(life: Life) -> AgentView:
     shared = d.spec.fly.app_strategy == "Shared"
     return AgentView(
         now=life.now,
+        wall=EPOCH.timestamp() + life.now,
         declared=d,
-        remembered=_remembered(status),
+        remembered=_remembered(status, life.now, EPOCH.timestamp() + life.now),
         names=names,
         place=Place(
             app=app,
             org=pinned.get("org") or ORG,
             network=None if shared else app,
             regions=life.regions,
-            image="image",
-            endpoint_url="https://roost",
+            image=d.spec.machine.image or life.image,
+            endpoint_url=life.endpoint,
             credential="default",
         ),
         owner_id=OWNER,
-        cluster=CLUSTER,
+        cluster=life.cluster,
         world=heard_world,
         secrets=life.secrets,
         bundle_revision=life.revision,
@@ -632,27 +797,34 @@ def view(life: Life) -> AgentView:
         listening_since=life.started_at,
         swept=True,
         absence_seconds=ABSENCE,
+        room={region: found for region, found, at in life.room if life.now - at < 60.0},
+        source=life.source,
+        adopt_from=life.adopt_from,
+        may_roll=life.may_roll,
+        endpoint_suspect=life.endpoint_suspect,
     )
 
 
 def _beat(life: Life) -> Beat | None:
-    machine = next((m for m in life.cloud.machines if m.mine and m.state == "started"), None)
-    if machine is None or not life.talks:
+    talking = [m for m in life.cloud.machines if m.mine and m.reachable and m.state == "started"]
+    if not talking or not life.talks:
         return None
-    return Beat(
-        machine_id=machine.id,
-        machine_version=f"v{machine.version}",
-        age=0.0,
-        ready=True,
-        status="running",
-        boot_phase="done",
-        bundle_revision=life.revision,
-        restarts=0,
-        supervisor_version="0.1.0",
-        runtime_version=None,
-        last_exit="",
-        degraded=(),
-    )
+    machine = max(talking, key=lambda m: m.made_at)
+    told: dict[str, Any] = {
+        "machine_id": machine.id,
+        "machine_version": f"v{machine.version}",
+        "age": 0.0 if life.hushed_at is None else life.now - life.hushed_at,
+        "ready": True,
+        "status": "running",
+        "boot_phase": "done",
+        "bundle_revision": life.revision,
+        "restarts": 0,
+        "supervisor_version": "0.1.0",
+        "runtime_version": None,
+        "last_exit": "",
+        "degraded": (),
+    }
+    return Beat(**told | dict(life.says))
 
 
 def wall(now: float) -> str:
@@ -671,16 +843,27 @@ def act(life: Life, step: Act, fate: Fate = Fate.OK) -> tuple[Life, Wait | Stuck
         again = Wait(step.phase, Reason.WAITING_FOR_FLY, step.say)
         return _finalizer(life, action, fate), None if fate is Fate.OK else again
     seen = view(life)
-    door = Door(life.cloud, life.now, fate, held=life.held, volume_name=seen.names.volume)
+    door = Door(
+        life.cloud,
+        life.now,
+        fate,
+        held=life.held,
+        volume_name=seen.names.volume,
+        leaving=life.declared.deleting,
+    )
     try:
         answer = _now(perform(door, seen, action, "the-token"))  # type: ignore[arg-type]
     except errors.FlyError as error:
+        if isinstance(action, AskRoom):
+            return replace(life, room=(*life.room, (action.region, None, life.now))), None
         world = fold.failed(seen.world, action, error, door.now)
         life = _went(life, door, world, action, well=False)
         if world.failure is None:
             return life, None
         return life, plan.after_failure(view(life))
-    world = fold.answered(seen.world, action, answer, seen.names.volume, door.now)
+    if isinstance(action, AskRoom):
+        life = replace(life, room=(*life.room, (action.region, tuple(answer), life.now)))
+    world = fold.answered(seen.world, action, answer, door.now, recovery.attempts(seen))
     return _went(life, door, world, action, well=True), None
 
 
@@ -721,11 +904,12 @@ def judge_release(life: Life) -> None:
         raise Broken(f"the finalizer is released and machine {mine[0].id} is on its way")
     if retained:
         return
-    if volumes := later.my_volumes(names.volume):
+    kept = {word.strip() for word in life.declared.annotations.get("roost.dev/forget", "").split(",")}
+    if volumes := [v for v in later.my_volumes(names.volume) if v.id not in kept]:
         raise Broken(f"the finalizer is released and volume {volumes[0].id} is left")
     # A create of the app that is carried out after its deletion leaves an empty name behind, and nothing in it.
     deleted = life.world.app_delete_accepted
-    if [a for a in later.apps if a.ours and not deleted]:
+    if [a for a in later.apps if a.ours and not deleted and not kept - {""}]:
         raise Broken("the finalizer is released and the app is left")
 
 
@@ -748,12 +932,13 @@ def rest(life: Life, step: Step, *, told: bool = True) -> Life:
 
 def judge_settled(life: Life, step: Settled) -> None:
     """Settled means: Fly holds what is declared."""
-    cloud, names = life.cloud.at(life.now), names_of(life.declared.name)
+    cloud = life.cloud.at(life.now)
     up = [m for m in cloud.my_machines() if m.state not in ("stopped", "suspended", "failed")]
-    if step.phase in (Phase.STOPPED, Phase.REVOKED) and up:
+    if step.phase in (Phase.STOPPED, Phase.REVOKED, Phase.SUSPENDED) and up:
         raise Broken(f"{step.phase} is said, and machine {up[0].id} is {up[0].state}")
     if step.phase is Phase.RUNNING:
-        if [m.state for m in up] != ["started"] or len(cloud.my_volumes(names.volume)) != 1:
+        current = storage.current(view(life))
+        if [m.state for m in up if m.reachable] != ["started"] or current is None or up[0].volume != current.id:
             raise Broken(f"Running is said of {cloud.my_machines()} and {cloud.volumes}")
         epoch = str(life.declared.spec.identity.token_epoch)
         told = dict(up[0].metadata)
@@ -778,6 +963,7 @@ def crash(life: Life, *, keep_status: bool = True) -> Life:
         world=World(quiet_since=life.now),
         started_at=life.now,
         status=life.status if keep_status else {},
+        room=(),
         failures=0,
         turn=(),
     )
@@ -791,7 +977,7 @@ def edit(life: Life, **changes: Any) -> Life:
 
 
 def _merged(whole: dict[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
-    return whole | {k: _merged(whole[k], v) if isinstance(v, dict) else v for k, v in part.items()}
+    return whole | {k: _merged(whole[k] or {}, v) if isinstance(v, dict) else v for k, v in part.items()}
 
 
 def delete(life: Life) -> Life:
@@ -853,8 +1039,46 @@ def volume_lost(life: Life) -> Life:
     """A host is lost, and machine and volume with it."""
     life = machine_destroyed(life)
     mine = names_of(life.declared.name).volume
-    volumes = tuple(replace(v, gone_at=min(v.gone_at, life.now)) if v.name == mine else v for v in life.cloud.volumes)
+    volumes = tuple(
+        replace(v, gone_at=min(v.gone_at, life.now)) if v.name.startswith(mine) else v for v in life.cloud.volumes
+    )
     return replace(life, cloud=replace(life.cloud, volumes=volumes))
+
+
+def host_dies(life: Life) -> Life:
+    """The host of the Agent's volume is out of reach, and the machine on it with it."""
+    cloud, mine = life.cloud.at(life.now), names_of(life.declared.name).volume
+    for volume in cloud.my_volumes(mine):
+        cloud = cloud.put(replace(volume, reachable=False))
+    for machine in cloud.my_machines():
+        cloud = cloud.put(replace(machine, reachable=False))
+    return replace(life, cloud=cloud)
+
+
+def host_returns(life: Life) -> Life:
+    """What was out of reach is back as it was; what was ordered meanwhile happens now."""
+    cloud = life.cloud.at(life.now)
+    for volume in cloud.volumes:
+        cloud = cloud.put(replace(volume, reachable=True))
+    for machine in cloud.machines:
+        cloud = cloud.put(replace(machine, reachable=True))
+    return replace(life, cloud=cloud)
+
+
+def snapshot(life: Life) -> Life:
+    """Fly's daily snapshot of the Agent's volumes."""
+    cloud = life.cloud.at(life.now)
+    for volume in cloud.my_volumes(names_of(life.declared.name).volume):
+        taken = FlySnapshot(f"vs_{cloud.made}", volume.id, volume.data, life.now)
+        cloud = replace(cloud, snapshots=(*cloud.snapshots, taken), made=cloud.made + 1)
+    return replace(life, cloud=cloud)
+
+
+def annotate(life: Life, **annotations: str) -> Life:
+    """`kubectl annotate agent ada roost.dev/…=…`; dashes are written as underscores."""
+    d = life.declared
+    new = {f"roost.dev/{key.replace('_', '-')}": value for key, value in annotations.items()}
+    return replace(life, declared=replace(d, annotations={**d.annotations, **new}), turn=(), failures=0)
 
 
 def everyone() -> Cloud:
