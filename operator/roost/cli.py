@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roost import __version__
+from roost.housekeeping import cli as housekeeping
 
 if TYPE_CHECKING:
     from roost.kube.cluster import Cluster
@@ -19,11 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="roost", description=__doc__)
     parser.add_argument("--version", action="version", version=f"roost {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (
-        ("run", "run the operator, in a Pod or against a kubeconfig"),
-        ("doctor", "say in sentences what a cluster lacks; exit code 1 when it lacks something"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
+    operators = [
+        commands.add_parser(name, help=text, description=text)
+        for name, text in (
+            ("run", "run the operator, in a Pod or against a kubeconfig"),
+            ("doctor", "say in sentences what a cluster lacks; exit code 1 when it lacks something"),
+        )
+    ]
+    for command in (*operators, *housekeeping.add_arguments(commands)):
         command.add_argument(
             "--config", type=Path, help="settings file (YAML); docs/reference/settings.md lists the keys"
         )
@@ -50,13 +54,15 @@ def _operator(arguments: argparse.Namespace) -> int:
         settings, cluster = load(arguments.config), find_cluster(arguments.kubeconfig)
         if arguments.command == "doctor":
             return asyncio.run(_doctor(cluster))
+        if arguments.command in housekeeping.COMMANDS:
+            return housekeeping.run(arguments, settings, cluster)
         from roost.telemetry.logs import set_up
 
         set_up(settings.log_level)
         return _run(settings, cluster)
     except (BadSettings, NoCluster, LostRoots, KubeError, OSError) as error:
         print(f"roost: {error}", file=sys.stderr)
-        return 1
+        return 2 if arguments.command in housekeeping.COMMANDS else 1
 
 
 def _run(settings: "Settings", cluster: "Cluster") -> int:

@@ -1,0 +1,1 @@
+"""What people run now and then: what is left at Fly without an Agent, its removal, and a clean way out."""
