@@ -32,5 +32,8 @@ def next_look(view: AgentView, looks: Looks) -> float:
 
 
 def look_due(view: AgentView, looked_at: float | None) -> bool:
-    """Whether what only a person can heal was looked at so long ago that it may be healed by now."""
-    return looked_at is None or view.now - looked_at >= LOOK_AGAIN_SECONDS
+    """Whether what only a person can heal was looked at so long ago that it may be healed by now.
+
+    Or before a person asked for a look (roost.dev/reconcile-at).
+    """
+    return looked_at is None or looked_at < view.nudged_at or view.now - looked_at >= LOOK_AGAIN_SECONDS

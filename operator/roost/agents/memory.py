@@ -96,6 +96,8 @@ class Memory:
     """What progress was last told on this way, so that it is told once."""
     told_at: float = float("-inf")
     phase: str = ""
+    nudge: tuple[str, float] = ("", float("-inf"))
+    """The value of roost.dev/reconcile-at, and when it was first seen."""
     bell: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ring(self) -> None:

@@ -48,7 +48,7 @@ from roost.api.conditions import Reason
 from roost.engine.engine import GONE, Again, Engine, News
 from roost.engine.queue import Lane
 from roost.fly import errors
-from roost.fly.refresher import Sweep, VolumeSweep
+from roost.fly.refresher import State, Sweep, VolumeSweep
 from roost.fly.types import Volume
 from roost.kube.events import Recorder
 from roost.kube.objects import Objects, condition, new_condition, regarding, wall
@@ -209,6 +209,8 @@ class Agents:
             adopt_from=self._settings.adopt_from_cluster,
             may_roll=self._rolls.may(found.key, len(self._memories)),
             endpoint_suspect=False,
+            nudged_at=_nudged_at(memory, status, now),
+            listing_note="" if place.credential_problem else self._listing_note(place),
         )
         memory.incarnation = view.incarnation
         return replace(view, endpoint_suspect=self._hush(found.key, view))
@@ -222,6 +224,10 @@ class Agents:
         silent = since + view.silence_window if view.now - since > view.silence_window else None
         self._silence.told(key, expected=expected, silent_since=silent)
         return silent is not None and self._silence.suspect(view.now)
+
+    def _listing_note(self, place: Place) -> str:
+        listing = self._orgs.listing(place.credential, place.org)
+        return listing.message if listing.state is State.CANNOT_LIST_ORG else ""
 
     def _source(self, declared: Declared) -> Source | None:
         """The volume of the Agent that volume.restoreFrom names."""
@@ -454,6 +460,9 @@ def _remembered(status: Mapping[str, Any], now: float, wall_now: float) -> Remem
     def clock(date: str) -> float:
         return now + (datetime.fromisoformat(date).timestamp() - wall_now)
 
+    def past(date: str) -> float:
+        return min(clock(date), now)  # the wall clock may have been set back since it was written
+
     return Remembered(
         app=app.get("name"),
         incarnation=app.get("incarnation"),
@@ -468,17 +477,25 @@ def _remembered(status: Mapping[str, Any], now: float, wall_now: float) -> Remem
         previous_expires_at=clock(previous["expiresAt"]) if previous else 0.0,
         restored_from=volume.get("restoredFrom"),
         idle=IdleRest(
-            clock(idle["since"]),
+            past(idle["since"]),
             clock(idle["wakeAt"]) if "wakeAt" in idle else None,
             idle["generation"],
             idle.get("wake", ""),
         )
         if idle
         else None,
-        attempts=Attempts(recovered["count"], clock(recovered["windowStart"]), recovered["lastReason"])
+        attempts=Attempts(recovered["count"], past(recovered["windowStart"]), recovered["lastReason"])
         if recovered
         else None,
     )
+
+
+def _nudged_at(memory: Memory, status: Mapping[str, Any], now: float) -> float:
+    """When a person last asked for a look; what was acted on before does not count again after a restart."""
+    value = memory.declared.annotations.get("roost.dev/reconcile-at", "")
+    if value != memory.nudge[0]:
+        memory.nudge = (value, float("-inf") if status.get("lastHandledReconcileAt") == value else now)
+    return memory.nudge[1]
 
 
 def _asked(place: Place, declared: Declared) -> tuple[object, ...]:

@@ -154,7 +154,7 @@ def _machine_ready(view: AgentView, end: Step) -> Verdict:
     if machine.state == "started" and current:
         if end_reason(end) is Reason.DUPLICATE_MACHINES:
             return "True", Reason.DUPLICATE_MACHINES, end.say
-        return "True", Reason.MACHINE_STARTED, ""
+        return "True", Reason.MACHINE_STARTED, view.listing_note[:MESSAGE_LENGTH]
     return "False", Reason.STARTING if current else Reason.UPDATING, ""
 
 

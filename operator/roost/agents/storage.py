@@ -482,7 +482,7 @@ def _made_at(view: AgentView, volume: VolumeSight) -> float:
 def _snapshots(view: AgentView, volume_id: str) -> Snapshots | None:
     """What is known of a volume's snapshots; None when they were not listed lately."""
     found = next((s for s in view.world.snapshots if s.volume_id == volume_id), None)
-    return None if found is None or view.now - found.seen_at >= absence.LOOK_AGAIN_SECONDS else found
+    return None if found is None or absence.look_due(view, found.seen_at) else found
 
 
 def _newest(snapshots: Snapshots) -> str | None:

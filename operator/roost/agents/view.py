@@ -312,6 +312,10 @@ class AgentView:
     """Whether this Agent may take up changed defaults now: not all do so at once."""
     endpoint_suspect: bool
     """So many agents fell silent together that it is our endpoint's fault."""
+    nudged_at: float
+    """When a person last asked for a look."""
+    listing_note: str
+    """How its org is listed, when not as it should be; empty otherwise."""
 
     @property
     def incarnation(self) -> str:

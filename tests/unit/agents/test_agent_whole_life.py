@@ -1133,3 +1133,20 @@ def test_resting_it_can_be_deleted() -> None:
     story.life = delete(story.life)
     story.run()
     assert story.life.released
+
+
+def test_a_person_who_asks_for_a_look_gets_one_at_once() -> None:
+    story = settled()
+    story.life = sweep(volume_lost(later(story, 100).life))
+    stuck(story, Reason.VOLUME_LOST)
+    looks = story.calls.count("ListSnapshots")
+    story.life = snapshot(replace(story.life, nudged_at=story.life.now, now=story.life.now + 1))
+    taken = replace(story.life.cloud, snapshots=(FlySnapshot("vs_new", volumes_of_all(story)[0].id, "vol_1", 0.0),))
+    story.life = replace(story.life, cloud=taken)
+    runs(story)
+    assert story.calls.count("ListSnapshots") == looks + 1
+
+
+def volumes_of_all(story: Story) -> tuple[FlyVolume, ...]:
+    """Those that are gone among them."""
+    return story.life.cloud.volumes

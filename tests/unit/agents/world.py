@@ -756,6 +756,7 @@ class Life:
     endpoint: str = "https://roost"
     may_roll: bool = True
     endpoint_suspect: bool = False
+    nudged_at: float = -inf
     says: Mapping[str, Any] = field(default_factory=dict)
     """What its heartbeats say beside that all is well."""
 
@@ -802,6 +803,8 @@ def view(life: Life) -> AgentView:
         adopt_from=life.adopt_from,
         may_roll=life.may_roll,
         endpoint_suspect=life.endpoint_suspect,
+        nudged_at=life.nudged_at,
+        listing_note="",
     )
 
 
