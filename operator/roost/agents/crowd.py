@@ -29,6 +29,9 @@ class Silence:
         else:
             self._since.pop(key, None)
 
+    def __len__(self) -> int:
+        return len(self._since)
+
     def suspect(self, now: float) -> bool:
         """Whether so many fell silent together that it is not the agents' fault."""
         together = sum(now - since < TOGETHER_SECONDS for since in self._since.values())

@@ -88,6 +88,8 @@ class Agents:
         self._settings, self._here, self._recorder = settings, here, recorder
         self._metrics, self._clock = metrics, clock
         self._silence, self._rolls, self._room = Silence(), Rolls(), RoomTable()
+        metrics.agents_silent.set_function(lambda: float(len(self._silence)))
+        metrics.endpoint_unreachable.set_function(lambda: float(self._silence.suspect(clock())))
         self._engine: Engine
         self._orgs: Orgs
 
@@ -218,9 +220,10 @@ class Agents:
     def _hush(self, key: Key, view: AgentView) -> bool:
         """Tells whether this agent is silent, and asks whether so many are that it is our fault."""
         machine = plan.machine_of(view)
-        resting = machine is None or machine.state != "started"
-        expected = view.declared.wants_running and not view.declared.deleting and not resting
-        since = view.listening_since if view.beat is None else view.now - view.beat.age
+        up = machine is not None and machine.state == "started"
+        expected = view.declared.wants_running and not view.declared.deleting and up
+        heard_at = view.listening_since if view.beat is None else view.now - view.beat.age
+        since = max(heard_at, view.world.start_asked_at or 0.0, (machine and machine.up_since) or 0.0)
         silent = since + view.silence_window if view.now - since > view.silence_window else None
         self._silence.told(key, expected=expected, silent_since=silent)
         return silent is not None and self._silence.suspect(view.now)
@@ -334,6 +337,8 @@ class Agents:
             self._room.put(_asked(view.place, d), act.action.region, best, self._clock())
         memory.world = fold.answered(memory.world, act.action, answer, self._clock(), recovery.attempts(view))
         log.info("done", key=str(key), action=type(act.action).__name__, generation=d.generation)
+        if act.tell is Reason.RECOVERING:
+            self._metrics.recoveries.inc()
         if act.tell is not None and (found := self._cache.get(key)) is not None:
             self._recorder.record(regarding(found), "Warning", act.tell, "Reconcile", act.say)
         return None

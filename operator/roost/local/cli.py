@@ -79,6 +79,7 @@ def _up(stack: Stack) -> int:
     print(f"  export KUBECONFIG={stack.kubeconfig}")
     print("  kubectl get agents -A              # your agents")
     print(f"  curl -s {stack.fly_url}/_sim/machines   # the machines of the simulated Fly")
+    print(f"  curl -H 'Host: APP.fly.dev' {stack.edge_url}   # a public agent; APP: its .status.app.name")
     print(f"  tail -F {stack.layout.logs}/*.log")
     print("  roost local down                   # ends everything; the next start begins empty")
     return 0

@@ -147,6 +147,7 @@ class Ports:
     fly: int
     endpoint: int
     metrics: int
+    edge: int
 
     @classmethod
     @contextmanager
@@ -285,6 +286,7 @@ def fly(layout: Layout, ports: Ports, credentials: Credentials) -> Recipe:
             sys.executable,
             *("-m", "flysim.cli", "serve"),
             f"--listen=127.0.0.1:{ports.fly}",
+            f"--edge=127.0.0.1:{ports.edge}",
             f"--state={layout.fly}",
             f"--images={layout.images}",
             f"--token={credentials.fly_token}",

@@ -59,6 +59,7 @@ class Facts:
     fly_token: str
     endpoint_url: str
     metrics_url: str
+    edge_url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,11 @@ class Stack:
     @property
     def fly_token(self) -> str:
         return self.facts.fly_token
+
+    @property
+    def edge_url(self) -> str:
+        """Where the simulated Fly takes requests for `<app>.fly.dev`, told apart by their Host header."""
+        return self.facts.edge_url
 
     @property
     def endpoint_url(self) -> str:
@@ -445,6 +451,7 @@ def _facts(ports: Ports, made: Credentials) -> Facts:
         fly_token=made.fly_token,
         endpoint_url=f"http://127.0.0.1:{ports.endpoint}",
         metrics_url=f"http://127.0.0.1:{ports.metrics}",
+        edge_url=f"http://127.0.0.1:{ports.edge}",
     )
 
 

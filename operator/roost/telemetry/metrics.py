@@ -94,6 +94,15 @@ class Metrics:
         self.fly_breaker_open = Gauge(
             "roost_fly_breaker_open", "Fly credentials whose calls go unanswered, so that none is sent.", registry=r
         )
+        self.agents_silent = Gauge(
+            "roost_agents_silent", "Agents that should be heard and are not, for longer than their window.", registry=r
+        )
+        self.endpoint_unreachable = Gauge(
+            "roost_endpoint_unreachable",
+            "1 while so many agents fell silent together that our endpoint is to blame and none is restarted.",
+            registry=r,
+        )
+        self.recoveries = Counter("roost_recoveries", "Machines restarted because their agent was silent.", registry=r)
         self.loop_lag = Gauge("roost_event_loop_lag_seconds", "How late the event loop runs timers.", registry=r)
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:
