@@ -85,6 +85,8 @@ class Memory:
     declared: Declared
     incarnation: str
     world: World
+    machine_id: str | None = None
+    """The Agent's current machine; None while it is not known."""
     heard: Heard | None = None
     revision: str | None = None
     """The desired bundle's; None while its secrets can't be resolved."""

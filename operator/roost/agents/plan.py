@@ -22,7 +22,6 @@ from roost.agents.view import (
     Beat,
     CreateApp,
     CreateMachine,
-    Declared,
     DeleteMachine,
     GetApp,
     GetMachine,
@@ -42,7 +41,6 @@ from roost.agents.view import (
     UpdateMachine,
     VolumeSight,
     Wait,
-    World,
 )
 from roost.api.agent import Phase
 from roost.api.conditions import Reason
@@ -417,17 +415,16 @@ def _runtime(view: AgentView) -> Step:
 
 def _unheard(view: AgentView, machine: MachineSight, volume: VolumeSight) -> Step:
     """No heartbeat of the machine as it is now: it boots, or we have only begun to listen, or it is silent."""
-    window, asked = view.silence_window, view.world.start_asked_at
+    window, started = view.silence_window, view.started_at(machine)
     readiness = view.declared.spec.runtime.readiness
     patience = max(window, readiness.initial_deadline_seconds if readiness else BOOT_SECONDS)
-    if asked is not None and asked >= view.listening_since:
-        left = asked + patience - view.now
+    if started is not None and started >= view.listening_since:
+        left = started + patience - view.now
         if left > 0:
             say = f"machine {machine.id} is up, the agent in it boots"
             return Wait(Phase.STARTING, Reason.WAITING_FOR_AGENT, say, left)
-        return recovery.step(view, machine, volume, view.now - asked - patience)
-    since = max(view.listening_since, machine.up_since or 0.0)
-    left = since + window - view.now
+        return recovery.step(view, machine, volume, -left)
+    left = view.listening_since + window - view.now
     if left > 0:
         return Wait(Phase.RUNNING, Reason.UNHEARD, "waiting for its first heartbeat to us", left)
     return recovery.step(view, machine, volume, -left)
@@ -477,21 +474,10 @@ def _stray(view: AgentView) -> MachineSight | None:
     return next(iter(view.ours()), None)
 
 
-def machine_of_world(world: World, of: Declared) -> str | None:
-    """The id of the Agent's one machine that was seen and is not gone; None when there is none or more than one.
-
-    In a shared app the world holds others' machines too.
-    """
-    alive, name = [m for m in world.machines or () if not m.gone], (of.namespace, of.name)
-    if of.spec.fly.app_strategy == "Shared":
-        alive = [m for m in alive if (m.metadata.get("roost_namespace"), m.metadata.get("roost_name")) == name]
-    return alive[0].id if len(alive) == 1 else None
-
-
 def beat_of(view: AgentView, machine: MachineSight) -> Beat | None:
     """The last heartbeat, when it comes from this machine as it is now: not from before its last start or update."""
-    beat, asked = view.beat, view.world.start_asked_at
-    if beat is None or beat.machine_id != machine.id or (asked is not None and view.now - beat.age < asked):
+    beat = view.beat
+    if beat is None or beat.machine_id != machine.id or view.now - beat.age < (view.started_at(machine) or 0.0):
         return None
     if beat.machine_version and machine.version and beat.machine_version != machine.version:
         return None

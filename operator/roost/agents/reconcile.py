@@ -30,6 +30,7 @@ from roost.agents.view import (
     AwaitMachine,
     Declared,
     IdleRest,
+    MachineSight,
     Place,
     ReleaseFinalizer,
     Remembered,
@@ -214,16 +215,16 @@ class Agents:
             nudged_at=_nudged_at(memory, status, now),
             listing_note="" if place.credential_problem else self._listing_note(place),
         )
-        memory.incarnation = view.incarnation
-        return replace(view, endpoint_suspect=self._hush(found.key, view))
-
-    def _hush(self, key: Key, view: AgentView) -> bool:
-        """Tells whether this agent is silent, and asks whether so many are that it is our fault."""
         machine = plan.machine_of(view)
+        memory.incarnation, memory.machine_id = view.incarnation, machine.id if machine is not None else None
+        return replace(view, endpoint_suspect=self._hush(found.key, view, machine))
+
+    def _hush(self, key: Key, view: AgentView, machine: MachineSight | None) -> bool:
+        """Tells whether this agent is silent, and asks whether so many are that it is our fault."""
         up = machine is not None and machine.state == "started"
         expected = view.declared.wants_running and not view.declared.deleting and up
         heard_at = view.listening_since if view.beat is None else view.now - view.beat.age
-        since = max(heard_at, view.world.start_asked_at or 0.0, (machine and machine.up_since) or 0.0)
+        since = max(heard_at, (machine and view.started_at(machine)) or 0.0)
         silent = since + view.silence_window if view.now - since > view.silence_window else None
         self._silence.told(key, expected=expected, silent_since=silent)
         return silent is not None and self._silence.suspect(view.now)

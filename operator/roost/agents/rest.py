@@ -19,9 +19,8 @@ def in_force(view: AgentView, machine: MachineSight) -> IdleRest | None:
     idle = view.world.idle or view.remembered.idle
     if idle is None or view.declared.spec.idle.action == "None":
         return None
-    up = max(view.world.start_asked_at or 0.0, machine.up_since or 0.0)
     ended = (
-        up > idle.since
+        (view.started_at(machine) or 0.0) > idle.since
         or idle.generation != view.declared.generation
         or idle.wake != view.declared.annotations.get(WAKE, "")
         or (idle.wake_at is not None and view.now >= idle.wake_at)
@@ -41,12 +40,7 @@ def due(view: AgentView, machine: MachineSight, beat: Beat) -> IdleRest | float 
         return float(spec.idle.after_seconds)
     if beat.next_run_at is not None and beat.next_run_at - view.now < RUN_SOON_SECONDS:
         return max(beat.next_run_at - view.now, 1.0) + spec.idle.after_seconds
-    active = max(
-        beat.last_activity_at or 0.0,
-        machine.up_since or 0.0,
-        view.world.start_asked_at or 0.0,
-        view.listening_since,
-    )
+    active = max(beat.last_activity_at or 0.0, view.started_at(machine) or 0.0, view.listening_since)
     left = active + spec.idle.after_seconds - view.now
     if left > 0:
         return left

@@ -15,7 +15,6 @@ from roost.agents import bundle
 from roost.agents.commands import commands
 from roost.agents.memory import Heard, Installation, Memories, Memory, tidings
 from roost.agents.names import heartbeat_token
-from roost.agents.plan import machine_of_world
 from roost.api.block import BadResource, parse
 from roost.api.secret import SecretSpec
 from roost.engine.engine import Engine
@@ -74,9 +73,8 @@ class Sessions:
         memory, found = self._memories.get(session.key), self._cache.get(session.key)
         if memory is None or found is None:
             return False
-        current = machine_of_world(memory.world, memory.declared)
-        if current is not None:
-            return current != machine_id
+        if memory.machine_id is not None:
+            return memory.machine_id != machine_id
         known = (found.status.get("machine") or {}).get("id")
         return memory.world.machines is None and known is not None and known != machine_id
 
@@ -87,7 +85,10 @@ class Sessions:
             return
         before, now = memory.heard, self._clock()
         memory.heard = Heard(beat, now, time.time())
-        if before is None or tidings(before.beat) != tidings(beat):
+        window = (
+            memory.declared.spec.heartbeat.interval_seconds * memory.declared.spec.heartbeat.missed_before_unhealthy
+        )
+        if before is None or tidings(before.beat) != tidings(beat) or now - before.at > window:
             self._engine.add(session.key, Lane.BACKGROUND)
 
     def due(self, session: Session, beat: Heartbeat) -> list[Command]:

@@ -331,7 +331,8 @@ def knows_better(view: AgentView, failure: Failure) -> bool:
     """Whether after this failure there is another place or another way to try at once."""
     if failure.op == "create_volume":
         return failure.capacity or view.world.unforkable is not None
-    return failure.capacity and may_move(view)
+    volume = current(view)
+    return failure.capacity and (may_move(view) or (volume is not None and volume.fresh == "empty"))
 
 
 def _look_again(view: AgentView, volume: VolumeSight) -> Act | None:
@@ -351,7 +352,7 @@ def may_move(view: AgentView) -> bool:
 
 def _crowded(view: AgentView, volume: VolumeSight) -> bool:
     crowded = view.world.crowded
-    if crowded is None or not may_move(view):
+    if crowded is None or not (may_move(view) or volume.fresh == "empty"):
         return False
     return crowded[0] == volume.id and view.now - crowded[1] < placement.REFUSED_SECONDS
 

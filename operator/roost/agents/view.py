@@ -337,6 +337,11 @@ class AgentView:
         """Machines that say they are this Agent's and are not gone."""
         return [m for m in self.world.machines or () if not m.gone and self.is_ours(m.metadata)]
 
+    def started_at(self, machine: MachineSight) -> float | None:
+        """When a machine last began to run, as far as this process has seen it: by us, by traffic or by hand."""
+        times = [t for t in (self.world.start_asked_at, machine.up_since) if t is not None]
+        return max(times, default=None)
+
     @property
     def forgotten(self) -> frozenset[str]:
         """Ids that a person lets go of in a deletion."""

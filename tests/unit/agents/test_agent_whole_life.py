@@ -1150,3 +1150,21 @@ def test_a_person_who_asks_for_a_look_gets_one_at_once() -> None:
 def volumes_of_all(story: Story) -> tuple[FlyVolume, ...]:
     """Those that are gone among them."""
     return story.life.cloud.volumes
+
+
+def test_woken_by_traffic_it_has_time_to_boot_though_it_was_not_heard_for_a_day() -> None:
+    story = idler(last_activity_at=1000.0)
+    until(story, Reason.IDLE)
+    story.life = replace(story.life, hushed_at=story.life.now)
+    later(story, DAY)
+    story.life = sweep(replace(story.life, cloud=story.life.cloud.put(replace(machine(story), state="started"))))
+    until(story, Reason.WAITING_FOR_AGENT)
+    assert "RestartMachine" not in story.calls
+    story.life = replace(story.life, hushed_at=None)
+    runs(story)
+
+
+def test_relocate_never_still_lets_go_of_a_volume_that_nobody_used() -> None:
+    story = fresh("iad", "ord", placement={"relocate": "Never"}).when("CreateMachine", Fate.HOST_FULL)
+    runs(story)
+    assert machine(story).region == "ord"

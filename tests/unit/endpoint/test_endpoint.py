@@ -295,6 +295,7 @@ def runs_on(world: EndpointWorld, caller: Caller, machine: str) -> None:
         seen_at=0.0,
     )
     caller.memory.world = replace(caller.memory.world, machines=(seen,))
+    caller.memory.machine_id = machine  # as each look at the Agent notes it
 
 
 async def test_a_machine_that_came_back_with_its_host_gets_no_secret_and_no_word(
