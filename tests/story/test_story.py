@@ -14,6 +14,7 @@ def test_an_agent_is_made_changed_broken_healed_stopped_scaled_and_gone_without_
     assert figures["k8s_writes_converge"] <= 3
     assert figures["k8s_writes_life"] <= 4
     assert figures["fly_calls_converge"] <= 5
+    assert figures["fly_calls_destroy"] <= 7
     assert figures["idle_writes"] == 0
     assert figures["idle_fly_calls"] == 0
     assert (figures["orphans"], figures["doubles"], figures["order_violations"]) == (0, 0, 0)

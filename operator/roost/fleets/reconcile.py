@@ -194,8 +194,8 @@ class Fleets:
         except (Gone, Conflict):
             pass
         # The answer of a delete is the object before or a Status: what is there now decides what comes next.
-        await self._objects.look_again(key, action.uid)
-        self._wake(key)
+        if await self._objects.look_again(key, action.uid):
+            self._wake(key)  # else the watch was quicker, and a second call would cut its first wait short
         log.info("member deleted", fleet_member=str(key))
 
     # --- Resting -----------------------------------------------------------------------------------------------

@@ -45,12 +45,14 @@ class Objects:
             self._cache.put(new)
         return True
 
-    async def look_again(self, key: Key, uid: str) -> None:
-        """Reads an object by name into the cache; drops it there when it is gone."""
+    async def look_again(self, key: Key, uid: str) -> bool:
+        """Reads an object by name into the cache, drops it there when it is gone; True when that was news to it."""
         try:
-            self._cache.put(record(await self._kube.get(_path(key))))
+            new = record(await self._kube.get(_path(key)))
         except Gone:
-            self._cache.drop(key, uid)
+            return self._cache.drop(key, uid) is not None
+        old = self._cache.put(new)
+        return old is None or old.uid != new.uid or old.version < new.version
 
     async def write_status(self, found: Record, status: Mapping[str, Any]) -> bool:
         """One merge patch of what differs; False when the object is gone.

@@ -82,6 +82,7 @@ class Thing:
     destroyed: float | None = None
     maker: str | None = None
     volumes: set[str] = field(default_factory=set)
+    name: str = ""
 
     def alive_at(self, moment: float) -> bool:
         return self.created < moment and (self.destroyed is None or self.destroyed > moment)
@@ -204,6 +205,7 @@ def _things(kind: str, events: Iterable[Mapping[str, Any]], calls: Sequence[Call
         identity = event.get(kind)
         if event["event"] == f"{kind}_created":
             made = Thing(kind, event[kind], event["app"], event["at"])
+            made.name = str((event.get("detail") or {}).get("name") or "")
             made.maker = next((c.agent for c in reversed(creations[made.id]) if c.at <= made.created), None)
             alive[made.id] = made
             things.append(made)

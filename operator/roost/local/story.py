@@ -344,6 +344,7 @@ def _figures(stage: Stage, window: Window) -> dict[str, Any]:
         "k8s_writes_life": worst("k8s_writes_life"),
         "k8s_events_converge": worst("k8s_events_converge"),
         "fly_calls_converge": worst("fly_calls_converge"),
+        "fly_calls_destroy": worst("fly_calls_destroy"),
         "idle_writes": worst("idle_writes"),
         "idle_fly_calls": worst("idle_fly_calls"),
         "apply_to_ready_s": report.figures["apply_to_ready_s"].median,

@@ -11,6 +11,9 @@ when Ready first became true and which app is whose. How each figure is defined:
   whole life was create, ready, delete.
 - What creates, changes or deletes an Agent's spec, or a Secret that it may use, is its author's write, also when the
   operator makes it for a Fleet.
+- *Destroy* runs from the deletion of an Agent that was Ready until its finalizer is released; over Agents whose Fly calls
+  met no injected fault in that time. That Fly refuses to delete a volume which is still bound is counted apart.
+- Of an Agent's volumes each name (they end in a number) may live once; one that takes the place of another is no double.
 - Fly calls count for the Agent whose machine or app they name; what names neither (org-wide lists) is apart.
 
 Exit codes: 0 nothing wrong, 1 something is left over, doubled or was destroyed out of order, 2 the logs can't be used.
@@ -80,6 +83,8 @@ class AgentFigures:
     k8s_writes_life: int | None
     k8s_events_converge: int | None
     fly_calls_converge: int | None
+    fly_calls_destroy: int | None
+    fly_refusals_destroy: int | None
     idle_writes: int | None
     idle_fly_calls: int | None
 
@@ -325,6 +330,7 @@ def _figures(life: Life, calls: Sequence[Call], events: Sequence[Write], idle: W
     disturbed = until_ready is None or _disturbed(life, calls, until_ready)
     converge = None if disturbed else until_ready
     whole = _whole_life(life, calls)
+    leaving = _leaving(life, calls)
     return AgentFigures(
         namespace=life.key[0],
         name=life.key[1],
@@ -334,6 +340,8 @@ def _figures(life: Life, calls: Sequence[Call], events: Sequence[Write], idle: W
         k8s_writes_life=len(life.ours) if whole else None,
         k8s_events_converge=sum(_tail(converge, w.received) for w in events) if converge else None,
         fly_calls_converge=sum(call.at in converge for call in calls) if converge else None,
+        fly_calls_destroy=sum(not _still_bound(call) for call in leaving) if leaving else None,
+        fly_refusals_destroy=sum(_still_bound(call) for call in leaving) if leaving else None,
         idle_writes=sum(w.received in idle for w in life.ours) if idle else None,
         idle_fly_calls=sum(call.at in idle for call in calls if life.covers(call.at)) if idle else None,
     )
@@ -354,6 +362,19 @@ def _whole_life(life: Life, calls: Iterable[Call]) -> bool:
         return False
     window = Window(life.created, life.gone)
     return all(w.verb == "delete" for w in life.others) and not any(c.faulty and c.at in window for c in calls)
+
+
+def _leaving(life: Life, calls: Iterable[Call]) -> list[Call]:
+    """The calls of an undisturbed destroy; none when it was disturbed or did not happen."""
+    if life.ready is None or life.deletion is None or life.gone is None:
+        return []
+    window = Window(life.deletion, life.gone)
+    found = [call for call in calls if call.at in window]
+    return [] if any(call.faulty for call in found) else found
+
+
+def _still_bound(call: Call) -> bool:
+    return call.op == "delete_volume" and not call.happened
 
 
 def _tail(window: Window, moment: float) -> bool:
@@ -407,9 +428,18 @@ def _doubles(owners: _Owners) -> list[str]:
     return [
         f"{earlier} and {later} of Agent {_name(key)} lived at the same time"
         for things in (owners.machines, volumes)
-        for key, of_one in sorted(owners.by_key(things).items())
+        for key, of_key in sorted(owners.by_key(things).items())
+        for of_one in _by_name(of_key)
         for earlier, later in _overlapping(of_one)
     ]
+
+
+def _by_name(things: Iterable[Thing]) -> Iterable[list[Thing]]:
+    """Volumes apart by their names; a machine's name tells nothing, at most one may live."""
+    found: dict[str, list[Thing]] = defaultdict(list)
+    for thing in things:
+        found[thing.name if thing.kind == "volume" else ""].append(thing)
+    return found.values()
 
 
 def _overlapping(things: Iterable[Thing]) -> Iterable[tuple[Thing, Thing]]:
