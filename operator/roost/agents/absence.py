@@ -4,13 +4,15 @@ Lists lag behind and have been empty by mistake, so one that leaves something ou
 apart, and both so late that a create whose answer was lost would show by then.
 """
 
-from roost.agents.view import AgentView
+from roost.agents.view import AgentView, MachineSight, VolumeSight
 
 LOOKS_APART_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 200.0
 """Less than `SLOW_SECONDS` with its jitter: whoever is woken after that looks before it says the same again."""
 DOUBT_AFTER = 6
 """A volume stays bound for a while after its machine is gone; so many refusals later, the machine is looked at."""
+
+HOST_PAUSE_SECONDS = 30.0
 
 Looks = tuple[float, ...]
 
@@ -37,3 +39,8 @@ def look_due(view: AgentView, looked_at: float | None) -> bool:
     Or before a person asked for a look (roost.dev/reconcile-at).
     """
     return looked_at is None or looked_at < view.nudged_at or view.now - looked_at >= LOOK_AGAIN_SECONDS
+
+
+def back_due(view: AgentView, sight: MachineSight | VolumeSight) -> bool:
+    """Whether it is time to look if a host that was out of reach is back: no list tells."""
+    return not sight.host_ok and view.now - sight.seen_at >= HOST_PAUSE_SECONDS

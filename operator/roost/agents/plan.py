@@ -248,11 +248,11 @@ def _machine(view: AgentView) -> Step | None:
     volume, machine = storage.current(view), machine_of(view) or _stray(view)
     if machine is None:
         return _at_rest(view) if volume is None or not view.declared.wants_running else _new_machine(view, volume)
-    if machine.suspect:
+    if machine.suspect or absence.back_due(view, machine):
         return Act(GetMachine(machine.id), Phase.STARTING, f"looking at machine {machine.id}")
     if not machine.host_ok:
         say = f"the host of machine {machine.id} can't be reached; Fly brings it back or moves the machine"
-        return Wait(Phase.DEGRADED, Reason.HOST_LOST, say)
+        return Wait(Phase.DEGRADED, Reason.HOST_LOST, say, absence.HOST_PAUSE_SECONDS)
     if not view.is_ours(machine.metadata):
         return Stuck(
             Phase.FAILED,
@@ -350,7 +350,10 @@ def _wanted_down(view: AgentView, machine: MachineSight, volume: VolumeSight | N
     if (move := _coming_down(machine, phase) or _destroying(machine, phase)) is not None:
         return move
     if machine.state in MOVING and machine.state != "starting":
-        wait = AwaitMachine(machine.id, "started", machine.version, WAIT_SECONDS)
+        # An update that does not launch it ends at rest.
+        to_rest = (view.world.stop_asked_at or 0.0) > (view.world.start_asked_at or 0.0)
+        state = "stopped" if to_rest else "started"
+        wait = AwaitMachine(machine.id, state, machine.version, WAIT_SECONDS)
         return Act(wait, phase, f"waiting for machine {machine.id} before it goes down")
     is_open = machine.metadata.get("roost_edge", "none")
     closing = volume is not None and (is_open == "autostart" or (view.declared.revoked and is_open != "none"))

@@ -40,7 +40,6 @@ KEPT_SECONDS = 7 * 86_400.0
 """How long a volume is kept after another has taken its place."""
 HOST_PATIENCE_SECONDS = 300.0
 """How long a host may be out of reach before its volume counts as lost to it."""
-HOST_PAUSE_SECONDS = 30.0
 NOTED_SECONDS = 0.1
 SNAPSHOT_PAUSE_SECONDS = 5.0
 COMING = frozenset({"creating", "restoring", "doubted"})
@@ -311,10 +310,10 @@ def _host_lost(view: AgentView, volume: VolumeSight) -> Step:
         return again
     if view.declared.spec.placement.relocate != "OnFailure":
         say += "; with placement.relocate: OnFailure it would go on elsewhere from a snapshot"
-        return Wait(Phase.DEGRADED, Reason.HOST_LOST, say, HOST_PAUSE_SECONDS)
+        return Wait(Phase.DEGRADED, Reason.HOST_LOST, say, absence.HOST_PAUSE_SECONDS)
     patience = since + HOST_PATIENCE_SECONDS - view.now
     if patience > 0:
-        return Wait(Phase.DEGRADED, Reason.HOST_LOST, say, min(patience, HOST_PAUSE_SECONDS))
+        return Wait(Phase.DEGRADED, Reason.HOST_LOST, say, min(patience, absence.HOST_PAUSE_SECONDS))
     if (look := _prove_absent(view, _serial(view, volume) + 1)) is not None:
         return look
     known = _snapshots(view, volume.id)
@@ -322,7 +321,7 @@ def _host_lost(view: AgentView, volume: VolumeSight) -> Step:
         return _list_snapshots(view.place.app, volume.id)
     if (newest := _newest(known)) is None:
         say += "; there is no snapshot to go on from elsewhere"
-        return Wait(Phase.DEGRADED, Reason.HOST_LOST, say, HOST_PAUSE_SECONDS)
+        return Wait(Phase.DEGRADED, Reason.HOST_LOST, say, absence.HOST_PAUSE_SECONDS)
     size = max(volume.size_gb, view.declared.spec.volume.size_gb)
     return _from_snapshot(view, newest, _serial(view, volume) + 1, size, volume.region)
 
@@ -337,10 +336,10 @@ def knows_better(view: AgentView, failure: Failure) -> bool:
 
 def _look_again(view: AgentView, volume: VolumeSight) -> Act | None:
     """No list tells that a host has come back: what is on it is looked at."""
-    if not volume.host_ok and view.now - volume.seen_at >= HOST_PAUSE_SECONDS:
+    if absence.back_due(view, volume):
         return Act(GetVolume(volume.id), Phase.DEGRADED, f"looking whether volume {volume.id} is back")
     for machine in _on(view, volume):
-        if not machine.host_ok and (machine.suspect or view.now - machine.seen_at >= HOST_PAUSE_SECONDS):
+        if absence.back_due(view, machine) or (machine.suspect and not machine.host_ok):
             return Act(GetMachine(machine.id), Phase.DEGRADED, f"looking whether machine {machine.id} is back")
     return None
 

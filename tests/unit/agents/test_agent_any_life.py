@@ -29,6 +29,15 @@ CHANGES = st.sampled_from(
         {"paused": False},
         {"deletion_policy": "Retain"},
         {"restarted_at": "now"},
+        {"desired_state": "Suspended"},
+        {"machine": {"public": "Gateway", "autostart": True}},
+        {"machine": {"public": "None", "autostart": False}},
+        {"volume": {"snapshot_retention_days": 9}},
+        {"placement": {"relocate": "Never"}},
+        {"placement": {"relocate": "OnFailure"}},
+        {"recovery": {"on_unhealthy": "Relocate"}},
+        {"idle": {"after_seconds": 60, "action": "Stop", "allow_deaf": True}},
+        {"idle": {"after_seconds": 0, "action": "None"}},
     )
 )
 
@@ -44,6 +53,7 @@ class AnyLife(RuleBasedStateMachine):
     def begins(self, kind: str) -> None:
         kept = {"deletion_policy": "Retain"} if kind == "retained" else {}
         self.life = shared() if kind == "shared app" else world.agent(**kept)
+        self.life = replace(self.life, regions=("iad", "ord"), says={"active_sessions": 0, "connections": 0})
 
     # The operator.
 
@@ -122,12 +132,36 @@ class AnyLife(RuleBasedStateMachine):
         self.lost = bool(self.life.cloud.my_volumes(world.names_of("ada").volume)) or self.lost
         self.life = world.volume_lost(self.life)
 
+    @rule()
+    def its_host_goes_out_of_reach(self) -> None:
+        self.life = world.host_dies(self.life)
+
+    @rule()
+    def its_host_comes_back(self) -> None:
+        self.life = world.host_returns(self.life)
+
+    @rule()
+    def a_snapshot_is_taken(self) -> None:
+        self.life = world.snapshot(self.life)
+
+    # The agent.
+
+    @rule()
+    def it_falls_silent(self) -> None:
+        if self.life.hushed_at is None:
+            self.life = replace(self.life, hushed_at=self.life.now)
+
+    @rule()
+    def it_is_heard_again(self) -> None:
+        self.life = replace(self.life, hushed_at=None)
+
     def teardown(self) -> None:
         """When nothing fails any more, it comes to where it is declared to be, and stays there without a call."""
         if not hasattr(self, "life"):
             return
         if self.life.declared.spec.paused and not self.life.declared.deleting:
             self.life = edit(self.life, paused=False)
+        self.life = replace(world.host_returns(self.life), hushed_at=None)
         for _ in range(600):
             if self.life.released:
                 return
