@@ -20,6 +20,8 @@ class Silence:
 
     _expected: set[Key] = field(default_factory=set)
     _since: dict[Key, float] = field(default_factory=dict)
+    _mass: tuple[float, float] = (float("-inf"), float("-inf"))
+    """When agents last fell silent together, and when that was last seen to last."""
 
     def told(self, key: Key, *, expected: bool, silent_since: float | None) -> None:
         """How it is with one Agent now."""
@@ -32,9 +34,24 @@ class Silence:
     def __len__(self) -> int:
         return len(self._since)
 
-    def suspect(self, now: float) -> bool:
-        """Whether so many fell silent together that it is not the agents' fault."""
-        together = sum(now - since < TOGETHER_SECONDS for since in self._since.values())
+    def suspect(self, since: float, now: float, window: float) -> bool:
+        """Whether so many fell silent when this one did that it is not the agents' fault, however long it lasts.
+
+        And for one window (seconds) longer: when they can be heard again, they are not all heard at once.
+        """
+        if self._many(since):
+            self._mass = (since, now)
+            return True
+        fell, seen = self._mass
+        return abs(since - fell) < TOGETHER_SECONDS and now - seen < window
+
+    @property
+    def mass(self) -> bool:
+        """Whether many that fell silent together are so still."""
+        return self._many(self._mass[0])
+
+    def _many(self, since: float) -> bool:
+        together = sum(abs(since - other) < TOGETHER_SECONDS for other in self._since.values())
         return together >= MASS_LEAST and together > MASS_SHARE * len(self._expected)
 
 

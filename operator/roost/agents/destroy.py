@@ -127,10 +127,11 @@ def _machines(view: AgentView) -> Step | None:
             continue
         if view.is_ours(machine.metadata):
             return _anothers(view, machine) or _machine(view, machine)
-        if machine.state == "unknown" or (machine.id == known and absence.back_due(view, machine)):
+        hidden = not machine.host_ok and (machine.id == known or view.names.is_machine(machine.name))
+        if machine.state == "unknown" or (hidden and absence.back_due(view, machine)):
             return Act(GetMachine(machine.id), LEAVING, f"looking at machine {machine.id}")
-        if not machine.host_ok and machine.id == known:
-            say = f"the host of machine {known} can't be reached, so it can't be known whose it is"
+        if hidden:
+            say = f"the host of machine {machine.id} can't be reached, so it can't be known whose it is"
             return Wait(LEAVING, Reason.HOST_LOST, say, absence.HOST_PAUSE_SECONDS)
     return None
 

@@ -239,7 +239,10 @@ def answered(  # noqa: C901 - one case per kind of answer
                 world, [machine_sight(m, now, _machine(world, m.id)) for m in answer if isinstance(m, Machine)], now
             )
         case (GetMachine(), Machine()):
-            return _put_machine(world, machine_sight(answer, now, _machine(world, answer.id)))
+            before = _machine(world, answer.id)
+            if before is not None and before.state in ("stopped", "suspended") and answer.state in _RUNS:
+                world = replace(world, stop_asked_at=None)  # woken: its next stop begins with patience again
+            return _put_machine(world, machine_sight(answer, now, before))
         case ((CreateMachine() | UpdateMachine()), Machine()):
             return _launched(world, action, answer, now)
         case StampMachine(id=machine_id), _:
@@ -323,7 +326,7 @@ def _moved(world: World, action: Action, now: float) -> World:
             world = replace(_stop_asked(world, now), touched_at=now, idle=idle or world.idle)
             return _state(world, machine_id, "stopping", now)
         case SuspendMachine(id=machine_id, idle=idle):
-            world = replace(world, touched_at=now, idle=idle or world.idle)
+            world = replace(_stop_asked(world, now), touched_at=now, idle=idle or world.idle)
             return _state(world, machine_id, "suspending", now)
         case DeleteMachine(id=machine_id):
             return replace(_state(world, machine_id, "destroying", now), touched_at=now, took_down=True)

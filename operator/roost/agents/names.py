@@ -40,8 +40,15 @@ class Names:
 
     def machine(self, volume_id: str) -> str:
         """The name of the machine on this volume, unique in its app."""
-        on = hashlib.sha256(volume_id.encode()).hexdigest()[:6]
-        return f"{self.name[:36].rstrip('-')}-{self.digest[:8]}-{on}"
+        return self._machine_stem + hashlib.sha256(volume_id.encode()).hexdigest()[:6]
+
+    def is_machine(self, name: str) -> bool:
+        """Whether a machine's name is one that only this Agent's can have, on whichever volume."""
+        return name.startswith(self._machine_stem)
+
+    @property
+    def _machine_stem(self) -> str:
+        return f"{self.name[:36].rstrip('-')}-{self.digest[:8]}-"
 
 
 def derive(identity_root: bytes, owner_id: str, namespace: str, name: str) -> Names:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
+import httpx
 import structlog
 
 from roost.fly.client import Fly
@@ -84,6 +85,7 @@ class Orgs:
         on_sweep: called with credential, org and each list of machines.
         on_volumes: called with credential, org and each list of volumes.
         apps: the names of the apps that Agents of this credential and org live in, for when the org can't be listed.
+        transport: in place of the network, for a simulator in the same process.
     """
 
     def __init__(
@@ -95,13 +97,16 @@ class Orgs:
         on_sweep: Callable[[str, str, Sweep], None],
         on_volumes: Callable[[str, str, VolumeSweep], None],
         apps: Callable[[str, str], Iterable[str]],
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._settings, self._metrics, self._tasks = settings, metrics, tasks
         self._on_sweep, self._on_volumes, self._apps = on_sweep, on_volumes, apps
         self._tokens = tokens
         self._running = [tasks.create_task(t.watch(), name=f"token {name}") for name, t in tokens.items()]
+        clock, url = asyncio.get_running_loop().time, settings.fly.base_url
         self.flies = {
-            name: Fly(token, metrics.fly_called, base_url=settings.fly.base_url) for name, token in tokens.items()
+            name: Fly(token, metrics.fly_called, base_url=url, clock=clock, transport=transport)
+            for name, token in tokens.items()
         }
         metrics.fly_breaker_open.set_function(lambda: float(sum(fly.silent for fly in self.flies.values())))
         self._refreshers: dict[tuple[str, str], tuple[Refresher, float]] = {}

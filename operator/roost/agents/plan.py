@@ -25,6 +25,7 @@ from roost.agents.view import (
     DeleteMachine,
     GetApp,
     GetMachine,
+    GetVolume,
     ListMachines,
     ListVolumes,
     MachineSight,
@@ -311,6 +312,8 @@ def _wanted_up(view: AgentView, machine: MachineSight, volume: VolumeSight) -> S
             return move
         update = UpdateMachine(machine.id, machine.version, volume.id, rolls=drift == "defaults")
         return Act(update, Phase.UPDATING, f"updating machine {machine.id}")
+    if machine.state == "failed" and volume.seen_at < machine.seen_at:
+        return Act(GetVolume(volume.id), Phase.STARTING, f"looking whether failed machine {machine.id} has its volume")
     if machine.state != "started":
         return _start_again(view, machine)
     if view.world.restart_needed:

@@ -90,7 +90,7 @@ class Agents:
         self._metrics, self._clock = metrics, clock
         self._silence, self._rolls, self._room = Silence(), Rolls(), RoomTable()
         metrics.agents_silent.set_function(lambda: float(len(self._silence)))
-        metrics.endpoint_unreachable.set_function(lambda: float(self._silence.suspect(clock())))
+        metrics.endpoint_unreachable.set_function(lambda: float(self._silence.mass))
         self._engine: Engine
         self._orgs: Orgs
 
@@ -227,7 +227,7 @@ class Agents:
         since = max(heard_at, (machine and view.started_at(machine)) or 0.0)
         silent = since + view.silence_window if view.now - since > view.silence_window else None
         self._silence.told(key, expected=expected, silent_since=silent)
-        return silent is not None and self._silence.suspect(view.now)
+        return silent is not None and self._silence.suspect(silent, view.now, view.silence_window)
 
     def _listing_note(self, place: Place) -> str:
         listing = self._orgs.listing(place.credential, place.org)

@@ -88,7 +88,11 @@ class Sessions:
         window = (
             memory.declared.spec.heartbeat.interval_seconds * memory.declared.spec.heartbeat.missed_before_unhealthy
         )
-        if before is None or tidings(before.beat) != tidings(beat) or now - before.at > window:
+        world = memory.world
+        starts = [t for t in (world.start_asked_at, *(m.up_since for m in world.machines or ())) if t is not None]
+        # The first one after a start counts even if it says what the last one before it said: it went on where it was.
+        awake = any(before is not None and before.at < start <= now for start in starts)
+        if before is None or awake or tidings(before.beat) != tidings(beat) or now - before.at > window:
             self._engine.add(session.key, Lane.BACKGROUND)
 
     def due(self, session: Session, beat: Heartbeat) -> list[Command]:

@@ -240,8 +240,7 @@ class _Search:
 
     def _confirms(self, key: Key, shelf: _Shelf, machine: MachineRow) -> bool:
         names = self._names(key)
-        stem = names.machine("").rpartition("-")[0]
-        return shelf.name == names.app or machine.name.rpartition("-")[0] == stem
+        return shelf.name == names.app or names.is_machine(machine.name)
 
     def _owner(self, shelf: _Shelf) -> Key | None:
         """The Agent whose derived app this is."""

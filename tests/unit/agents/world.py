@@ -502,7 +502,7 @@ class Door:
                 raise errors.Invalid("create_volume", 400, "source volume can't be forked")
             data, size = source.data, source.size_gb
         if snapshot_id is not None:
-            data = next(s.data for s in self.cloud.snapshots if s.id == snapshot_id)
+            data = next(s.data for s in self.cloud.snapshots if s.id == snapshot_id) or snapshot_id
         volume = FlyVolume(
             f"vol_{self.cloud.made}", app, name, region, size, self.now, data=data, retention=snapshot_retention_days
         )
