@@ -119,14 +119,6 @@ ELSE: dict[str, st.SearchStrategy[Any]] = {
     "deletion_policy": st.sampled_from(["Delete", "Retain"]),
     "restarted_at": st.none() | st.just("2026-11-21T10:00:00Z"),
     "identity": made(agent.Identity, display_name=st.none() | TEXT, token_epoch=st.integers(0, 1_000_000_000)),
-    "fly": made(
-        agent.Fly,
-        credential=st.none() | WORD,
-        org=st.none() | WORD,
-        app_strategy=st.sampled_from(["PerAgent", "Shared"]),
-        app=WORD,
-        network=st.none() | WORD,
-    ),
     "volume": VOLUME,
     "runtime": made(
         agent.Runtime,
@@ -165,6 +157,14 @@ def specs(machine: agent.Machine, placement: agent.Placement, recovery: agent.Re
         placement=st.just(placement),
         recovery=st.just(recovery),
         idle=rests(machine),
+        fly=made(
+            agent.Fly,
+            credential=st.none() | WORD,
+            org=st.none() | WORD,
+            app_strategy=st.sampled_from(["PerAgent", *["Shared"] * (machine.public == "None")]),
+            app=WORD,
+            network=st.none() | WORD,
+        ),
         **ELSE,
     )
 

@@ -490,6 +490,14 @@ REFUSED_AGENTS: list[tuple[str, Body, list[str]]] = [
         agent(idle={"action": "Sleep"}),
         ['spec.idle.action: Unsupported value: "Sleep": supported values: "None", "Stop", "Suspend"', SKIPPED],
     ),
+    (
+        "public-in-a-shared-app",
+        agent(machine={"public": "All"}, fly={"appStrategy": "Shared", "app": "everyone"}),
+        [
+            "spec.machine.public: Invalid value: machine.public All in a shared app: its addresses reach any machine in "
+            "it, not this one; use fly.appStrategy PerAgent"
+        ],
+    ),
     *(
         (
             f"idle-deaf-{index}",
@@ -927,7 +935,7 @@ WHOLE = agent(
     deletionPolicy="Retain",
     restartedAt="2026-11-21T10:00:00Z",
     identity={"displayName": "Åda Ω", "tokenEpoch": 1_000_000_000},
-    fly={"credential": "eu", "org": "acme", "appStrategy": "Shared", "app": "a" * 62, "network": "net_1"},
+    fly={"credential": "eu", "org": "acme", "appStrategy": "PerAgent", "app": "a" * 62, "network": "net_1"},
     placement={"regions": ["iad"] * 14 + ["eu", "any"], "relocate": "OnFailure"},
     machine={
         "image": "r/a@sha256:0",

@@ -541,6 +541,12 @@ class AgentSpec(Block):
 
     RULES = (
         Rule(
+            "self.machine.public == 'None' || self.fly.appStrategy != 'Shared'",
+            "machine.public {self.machine.public} in a shared app: its addresses reach any machine in it, not this one; "
+            "use fly.appStrategy PerAgent",
+            field="machine.public",
+        ),
+        Rule(
             "self.desiredState != 'Suspended' || self.machine.memoryMb <= 2048",
             "desiredState Suspended does not go with machine.memoryMb {self.machine.memoryMb}, since Fly suspends "
             "machines of at most 2048 MiB: use Stopped, or less memory",
