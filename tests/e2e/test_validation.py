@@ -494,8 +494,8 @@ REFUSED_AGENTS: list[tuple[str, Body, list[str]]] = [
         "public-in-a-shared-app",
         agent(machine={"public": "All"}, fly={"appStrategy": "Shared", "app": "everyone"}),
         [
-            "spec.machine.public: Invalid value: machine.public All in a shared app: its addresses reach any machine in "
-            "it, not this one; use fly.appStrategy PerAgent"
+            "spec.machine.public: Invalid value: machine.public All in a shared app: its addresses reach any machine "
+            "in it, not this one; use fly.appStrategy PerAgent"
         ],
     ),
     *(
@@ -1273,7 +1273,7 @@ def test_columns(api: Api) -> None:
         "shown True Running iad Command 3d8d",
     ]
     assert table("agents", "shown", "-o", "wide") == [
-        "NAME READY PHASE REGION RUNTIME MACHINE DISPLAY VOLUME IMAGE NEXT AGE",
+        "NAME READY PHASE REGION RUNTIME MACHINE REASON DISPLAY VOLUME IMAGE NEXT AGE",
         "shown True Running iad Command 3d8d Ada vol_1 r/a@sha256:0 waiting for machine 3d8d to start",
     ]
     assert table("fl", "shown") == ["NAME DESIRED REPLICAS READY UPDATED AGE", "shown 3 3 2 1"]

@@ -70,6 +70,10 @@ _ORDINARY = frozenset(
 )
 
 
+_ALARMING = frozenset({Reason.HOST_LOST, Reason.AGENT_SILENT, Reason.ENDPOINT_UNREACHABLE, Reason.DUPLICATE_MACHINES})
+"""Told as an event: nobody has to do anything yet, and everybody wants to know."""
+
+
 class Agents:
     """Reconciles Agents."""
 
@@ -294,8 +298,8 @@ class Agents:
             for machine in memory.world.machines or ():
                 if machine.id not in seen and machine.region not in sweep.error_regions:
                     self._doubt(key, partial(fold.row_missing, machine_id=machine.id), found)
-            if memory.world.machines is None:
-                self._engine.add(key, Lane.BACKGROUND)
+            if memory.world.machines is None and found.status.get("machine"):
+                self._engine.add(key, Lane.BACKGROUND)  # after a restart it waits for this list
 
     # --- Acting ------------------------------------------------------------------------------------------------
 
@@ -435,6 +439,8 @@ class Agents:
             if found.generation == 1 and "agent" not in before:
                 made = datetime.fromisoformat(found.created_at)
                 self._metrics.time_to_ready.observe((datetime.now(UTC) - made).total_seconds())
+        if ready["reason"] in _ALARMING and was.get("reason") != ready["reason"]:
+            self._recorder.record(about, "Warning", ready["reason"], "Reconcile", ready["message"])
         stalled, stood = condition(status, "Stalled"), condition(before, "Stalled")
         if stalled["status"] == "True" and stood.get("message") != stalled["message"]:
             self._metrics.terminal_errors.labels("Agent").inc()

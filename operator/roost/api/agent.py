@@ -751,6 +751,7 @@ AGENT = Kind(
         Column("Region", ".status.machine.region"),
         Column("Runtime", ".spec.runtime.kind"),
         Column("Machine", ".status.machine.id"),
+        Column("Reason", '.status.conditions[?(@.type=="Ready")].reason', wide=True),
         Column("Display", ".spec.identity.displayName", wide=True),
         Column("Volume", ".status.volume.id", wide=True),
         Column("Image", ".status.machine.image", wide=True),

@@ -45,7 +45,7 @@ def test_a_block_with_a_listener_or_a_holder_is_left_alone(monkeypatch: pytest.M
 def test_the_operator_can_only_be_its_service_account(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("KUBECONFIG", "http_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "elsewhere")
-    recipe = recipes.operator(layout, Ports(1, 2, 3, 4, 5, 6, 7))
+    recipe = recipes.operator(layout, Ports(1, 2, 3, 4, 5, 6, 7, 8))
     assert "elsewhere" not in recipe.env.values()
     assert recipe.env["KUBERNETES_SERVICE_HOST"] == "127.0.0.1"
     assert recipe.env["KUBERNETES_SERVICE_PORT"] == "3"
@@ -56,7 +56,7 @@ def test_the_operator_can_only_be_its_service_account(layout: Layout, monkeypatc
 
 def test_the_settings_are_ones_the_operator_takes(layout: Layout) -> None:
     made = credentials.make(layout.credentials, now=datetime.datetime.now(datetime.UTC))
-    recipes.write_files(layout, Ports(1, 2, 3, 4, 5, 6, 7), made)
+    recipes.write_files(layout, Ports(1, 2, 3, 4, 5, 6, 7, 8), made)
     settings = load(layout.settings)
     assert settings.endpoint.listen == "127.0.0.1:6"
     assert settings.endpoint.public_url == "http://127.0.0.1:6"
