@@ -1274,7 +1274,7 @@ def test_columns(api: Api) -> None:
     ]
     assert table("agents", "shown", "-o", "wide") == [
         "NAME READY PHASE REGION RUNTIME MACHINE REASON DISPLAY VOLUME IMAGE NEXT AGE",
-        "shown True Running iad Command 3d8d Ada vol_1 r/a@sha256:0 waiting for machine 3d8d to start",
+        "shown True Running iad Command 3d8d Running Ada vol_1 r/a@sha256:0 waiting for machine 3d8d to start",
     ]
     assert table("fl", "shown") == ["NAME DESIRED REPLICAS READY UPDATED AGE", "shown 3 3 2 1"]
     assert table("rsec", "shown") == ["NAME READY VERSION SOURCE AGE", "shown True 3 a"]
