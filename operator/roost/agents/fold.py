@@ -256,7 +256,7 @@ def answered(  # noqa: C901 - one case per kind of answer
         case CreateVolume(), Volume():
             fresh: Literal["copy", "empty"] = "copy" if action.fork or action.snapshot else "empty"
             world = _put_volume(world, replace(volume_sight(answer, now), fresh=fresh))
-            world = replace(world, restored=world.restored or (action.serial == 1 and action.snapshot is not None))
+            world = replace(world, restored=action.restores or world.restored)
             if action.fork is not None and tried is not None:
                 world = recovery.counted(world, tried, "its volume was copied to another host", now)
             return replace(world, crowded=None, touched_at=now)
@@ -509,7 +509,7 @@ def _doubted(  # noqa: C901 - one case per action
 
 def _sentence(error: errors.FlyError) -> str:
     advice = f" {error.advice}" if error.advice else ""
-    return f"Fly answered {error.op} with {error.status or 'no answer'}: {error.message}.{advice}"[:290]
+    return f"Fly answered {error.op} with {error.status or 'no answer'}: {error.message.rstrip('.')}.{advice}"[:290]
 
 
 # --- Small pieces ------------------------------------------------------------------------------------------------

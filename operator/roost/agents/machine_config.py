@@ -73,13 +73,9 @@ def restamp(view: AgentView, machine: MachineSight) -> tuple[tuple[str, str | No
 
 
 def restored_from(view: AgentView) -> str | None:
-    """What the Agent's first volume was filled with; it is never filled with that again."""
+    """The value of volume.restoreFrom that was followed last; it is never followed again."""
     told = (m.metadata.get("roost_restored") for m in view.ours())
-    known = view.remembered.restored_from or next((value for value in told if value), None)
-    wanted = view.declared.spec.volume.restore_from
-    if known is None and view.world.restored and wanted is not None:
-        return value_of(wanted)
-    return known
+    return view.world.restored or view.remembered.restored_from or next((value for value in told if value), None)
 
 
 def value_of(wanted: RestoreFrom) -> str:

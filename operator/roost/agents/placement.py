@@ -43,4 +43,6 @@ def unknown(view: AgentView) -> bool:
 
 
 def _refused(view: AgentView, region: str) -> bool:
-    return any(code == region and view.now - at < REFUSED_SECONDS for code, at in view.world.refused)
+    """Whether it had no room a moment ago, and nobody has asked for another look since."""
+    since = max(view.now - REFUSED_SECONDS, view.nudged_at)
+    return any(code == region and at > since for code, at in view.world.refused)

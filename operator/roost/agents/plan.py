@@ -332,7 +332,7 @@ def _replace(machine: MachineSight) -> Step:
 def _start_again(view: AgentView, machine: MachineSight) -> Step:
     """A machine that came to rest by itself: started again, with a pause when that was tried a moment ago."""
     asked = view.world.start_asked_at
-    if machine.state == "failed" and view.now - max(asked or 0.0, machine.seen_at) < SLOW_SECONDS:
+    if machine.state == "failed" and view.now - max(asked or 0.0, machine.seen_at) < absence.LOOK_AGAIN_SECONDS:
         note = machine.exit_note or "Fly could not start it"
         return Stuck(
             Phase.FAILED,

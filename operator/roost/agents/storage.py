@@ -183,7 +183,7 @@ def _first(view: AgentView) -> Step | None:
         return look
     wanted = view.declared.spec.volume.restore_from
     if wanted is not None and restored_from(view) != value_of(wanted):
-        return _restore(view, wanted)
+        return _restore(view, wanted, 1)
     region = placement.choose(view, Phase.PROVISIONING)
     if not isinstance(region, str):
         return region or _no_room(view)
@@ -219,8 +219,8 @@ def refusal(view: AgentView) -> str:
     )
 
 
-def _restore(view: AgentView, wanted: RestoreFrom) -> Step:
-    """The first volume from a snapshot: one of its own, or the newest of another Agent's volume."""
+def _restore(view: AgentView, wanted: RestoreFrom, serial: int) -> Step:
+    """A volume from a snapshot: one of its own, or the newest of another Agent's volume."""
     size = view.declared.spec.volume.size_gb
     if wanted.snapshot is not None:
         own = [v for v in view.world.volumes or () if view.names.serial(v.name) is not None]
@@ -229,7 +229,8 @@ def _restore(view: AgentView, wanted: RestoreFrom) -> Step:
             if known is None:
                 return _list_snapshots(view.place.app, volume.id)
             if any(s.id == wanted.snapshot for s in known.found):
-                return _from_snapshot(view, wanted.snapshot, 1, max(size, volume.size_gb), volume.region)
+                at_least = max(size, volume.size_gb)
+                return _from_snapshot(view, wanted.snapshot, serial, at_least, volume.region, value_of(wanted))
         return _refused(
             f'volume.restoreFrom.snapshot: "{wanted.snapshot}" is not a snapshot of a volume of this Agent; name one '
             "of its own, or another Agent of this namespace with volume.restoreFrom.agent"
@@ -243,7 +244,7 @@ def _restore(view: AgentView, wanted: RestoreFrom) -> Step:
     if known is None:
         return _list_snapshots(source.app, source.volume_id)
     if (newest := _newest(known)) is not None:
-        return _from_snapshot(view, newest, 1, max(size, source.size_gb), None)
+        return _from_snapshot(view, newest, serial, max(size, source.size_gb), None, value_of(wanted))
     if not known.found:
         action = CreateSnapshot(source.app, source.volume_id)
         return Act(action, Phase.RESTORING, f"taking a snapshot of volume {source.volume_id}")
@@ -272,6 +273,9 @@ def _successor_of_lost(view: AgentView, gone: VolumeSight) -> Step:
         return Act(GetVolume(gone.id), Phase.DEGRADED, f"looking whether volume {gone.id} is really gone")
     if view.world.volumes is not None and (look := _prove_absent(view, serial)) is not None:
         return look
+    wanted = spec.restore_from
+    if wanted is not None and wanted.snapshot is not None and restored_from(view) != value_of(wanted):
+        return _restore(view, wanted, serial)  # the user names which of its own it is to be
     if spec.on_loss == "Recreate" and view.declared.annotations.get("roost.dev/allow-data-loss") == gone.id:
         region = placement.choose(view, Phase.RESTORING, near=gone.region or None)
         if not isinstance(region, str):
@@ -494,10 +498,12 @@ def _list_snapshots(app: str, volume_id: str) -> Act:
     return Act(ListSnapshots(app, volume_id), Phase.RESTORING, f"looking for snapshots of volume {volume_id}")
 
 
-def _from_snapshot(view: AgentView, snapshot: str, serial: int, size_gb: int, near: str | None) -> Step:
+def _from_snapshot(
+    view: AgentView, snapshot: str, serial: int, size_gb: int, near: str | None, restores: str = ""
+) -> Step:
     region = placement.choose(view, Phase.RESTORING, near=near)
     if not isinstance(region, str):
         return region or _no_room(view)
-    action = CreateVolume(region, serial, snapshot=snapshot, size_gb=size_gb)
+    action = CreateVolume(region, serial, snapshot=snapshot, size_gb=size_gb, restores=restores)
     say = f"restoring its volume from snapshot {snapshot} in {region}"
     return Act(action, Phase.RESTORING, say, Reason.RESTORING)

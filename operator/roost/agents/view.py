@@ -205,8 +205,8 @@ class World:
     """The volume whose host has no room for its machine, and when that was said."""
     unforkable: str | None = None
     """A volume that Fly would not fork: only a snapshot of it helps."""
-    restored: bool = False
-    """The volume was made by us from what volume.restoreFrom names."""
+    restored: str = ""
+    """The value of volume.restoreFrom that we made the volume from."""
     lost_volume: bool = False
     """A create of a volume was sent and its answer lost: a second one of the same name may turn up, never used."""
     snapshots: tuple[Snapshots, ...] = ()
@@ -513,6 +513,8 @@ class CreateVolume:
     fork: str | None = None
     size_gb: int | None = None
     """At least so large; None: as declared."""
+    restores: str = ""
+    """The value of volume.restoreFrom that this follows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -542,8 +542,8 @@ class AgentSpec(Block):
     RULES = (
         Rule(
             "self.machine.public == 'None' || self.fly.appStrategy != 'Shared'",
-            "machine.public {self.machine.public} in a shared app: its addresses reach any machine in it, not this one; "
-            "use fly.appStrategy PerAgent",
+            "machine.public {self.machine.public} in a shared app: its addresses reach any machine in it, not this "
+            "one; use fly.appStrategy PerAgent",
             field="machine.public",
         ),
         Rule(

@@ -11,9 +11,9 @@ when Ready first became true and which app is whose. How each figure is defined:
   whole life was create, ready, delete.
 - What creates, changes or deletes an Agent's spec, or a Secret that it may use, is its author's write, also when the
   operator makes it for a Fleet.
-- *Destroy* runs from the deletion of an Agent that was Ready until its finalizer is released; over Agents whose Fly calls
-  met no injected fault in that time. That Fly refuses to delete a volume which is still bound is counted apart.
-- Of an Agent's volumes each name (they end in a number) may live once; one that takes the place of another is no double.
+- *Destroy* runs from the deletion of an Agent that was Ready until its finalizer is released; over Agents whose Fly
+  calls met no injected fault in that time. That Fly refuses to delete a volume which is still bound is counted apart.
+- Of an Agent's volumes each name (they end in a number) may live once; one that follows another is no double.
 - Fly calls count for the Agent whose machine or app they name; what names neither (org-wide lists) is apart.
 
 Exit codes: 0 nothing wrong, 1 something is left over, doubled or was destroyed out of order, 2 the logs can't be used.
