@@ -34,9 +34,12 @@ from world import (
     snapshot,
     sweep,
     think,
+    view,
     volume_lost,
 )
 
+from roost.agents import plan
+from roost.agents.crowd import Rolls, RoomTable, Silence
 from roost.agents.view import (
     Act,
     AskRoom,
@@ -54,8 +57,10 @@ from roost.agents.view import (
     UpdateMachine,
     Wait,
 )
-from roost.api.agent import Phase
+from roost.api.agent import Phase, Readiness
 from roost.api.conditions import Reason
+from roost.kube.records import Key
+from roost.secrets.state import Resolution
 
 ADA = names_of("ada")
 DAY = 86_400.0
@@ -1168,3 +1173,504 @@ def test_relocate_never_still_lets_go_of_a_volume_that_nobody_used() -> None:
     story = fresh("iad", "ord", placement={"relocate": "Never"}).when("CreateMachine", Fate.HOST_FULL)
     runs(story)
     assert machine(story).region == "ord"
+
+
+def test_woken_right_after_it_was_suspended_it_goes_on_at_once() -> None:
+    story = settled(agent(desired_state="Stopped"))
+    story.life = edit(story.life, desired_state="Running")
+    story.until("AwaitMachine").step()
+    story.life = edit(story.life, desired_state="Suspended")
+    story.until("SuspendMachine").step()
+    story.until("AwaitMachine").step()
+    story.life = edit(story.life, desired_state="Running")
+    began = story.life.now
+    story.until("StartMachine")
+    assert story.life.now - began < 1.0
+
+
+def test_a_machine_that_failed_since_its_volume_is_lost_is_no_matter_of_its_image() -> None:
+    story = later(settled(), 200)
+    cloud = story.life.cloud
+    cloud = cloud.put(replace(machine(story), state="failed", due=float("inf")))
+    cloud = cloud.put(replace(volumes(story)[0], gone_at=story.life.now))
+    story.life = sweep(replace(story.life, cloud=cloud), full=False)
+    stuck(story, Reason.VOLUME_LOST)
+
+
+def test_woken_by_traffic_and_then_deleted_it_has_time_to_stop() -> None:
+    story = idler()
+    until(story, Reason.IDLE)
+    story.life = sweep(replace(story.life, cloud=story.life.cloud.put(replace(machine(story), state="started"))))
+    runs(later(story, DAY))
+    stops = len(of(story, StopMachine))
+    story.life = delete(story.life)
+    story.run()
+    assert len(of(story, StopMachine)) == stops + 1
+
+
+# --- Each guard by itself ----------------------------------------------------------------------------------------
+
+
+def test_a_second_cluster_does_not_even_grow_the_volume() -> None:
+    story = reborn(settled(), cluster="cluster-2")
+    story.life = edit(story.life, volume={"size_gb": 5}, machine={"public": "Gateway"})
+    stuck(story, Reason.CLUSTER_MOVED)
+    assert volumes(story)[0].size_gb == 1
+    assert "AssignAddress" not in story.calls
+
+
+def test_a_machine_from_before_clusters_were_told_apart_is_stamped() -> None:
+    story = settled()
+    without = tuple((k, v) for k, v in machine(story).metadata if k != "roost_cluster")
+    story.life = crash(replace(story.life, cloud=story.life.cloud.put(replace(machine(story), metadata=without))))
+    runs(sweep_and(story))
+    assert dict(machine(story).metadata)["roost_cluster"] == "cluster-1"
+
+
+def sweep_and(story: Story) -> Story:
+    story.life = sweep(story.life)
+    return story
+
+
+def test_after_a_restart_the_volumes_are_looked_at_before_a_machine_is_started() -> None:
+    story = stopped("iad")
+    story.life = edit(crash(story.life), desired_state="Running")
+    runs(sweep_and(story))
+    assert story.calls.index("ListVolumes") < story.calls.index("StartMachine")
+
+
+def test_a_list_that_leaves_the_volume_out_is_asked_again_a_moment_later() -> None:
+    story = stopped("iad")
+    story.life = edit(crash(story.life), desired_state="Running")
+    story.when("ListVolumes", Fate.EMPTY)
+    runs(sweep_and(story))
+    first, second, *_ = [at for at, call in zip(story.began, story.calls, strict=True) if "Volume" in call]
+    assert story.calls.count("CreateVolume") == 0
+    assert second >= first
+
+
+def test_an_agent_that_is_not_to_run_does_not_wait_for_its_secrets() -> None:
+    story = fresh(desired_state="Stopped")
+    missing = Resolution(known=True, missing=('secrets.roost.dev "llm" not found',))
+    story.life = replace(story.life, secrets=missing, revision=None)
+    assert story.run() == Settled(Phase.STOPPED, Reason.STOPPED, 600.0)
+
+
+def test_secrets_that_are_not_read_yet_are_waited_for() -> None:
+    story = fresh()
+    story.life = replace(story.life, secrets=Resolution(known=False), revision=None)
+    story.step()
+    waits = story.step()
+    assert isinstance(waits, Wait)
+    assert waits.reason is Reason.RESOLVING
+    assert story.calls == ["StoreFinalizer"]
+
+
+@pytest.mark.parametrize("leaving", [False, True])
+def test_a_credential_that_is_not_there_is_said_and_nothing_is_called(leaving: bool) -> None:
+    seen = view(delete(settled().life) if leaving else settled().life)
+    broken = replace(seen.place, credential_problem="spec.fly.credential: no such one")
+    found = plan.step(replace(seen, place=broken))
+    assert isinstance(found, Stuck)
+    assert (found.reason, found.say) == (Reason.FLY_INVALID, "spec.fly.credential: no such one")
+
+
+def test_applied_again_as_stopped_it_stops_the_machine_that_still_runs() -> None:
+    story = settled()
+    life = replace(later(story, 600).life, released=True)
+    story = Story(apply_again(life, "uid-2", agent(desired_state="Stopped").declared.spec))
+    story.step()
+    runs_down = swept(story).run()
+    assert isinstance(runs_down, Settled)
+    assert machine(story).state == "stopped"
+
+
+def test_a_stopped_agent_found_after_a_restart_makes_no_app() -> None:
+    story = fresh(desired_state="Stopped")
+    story.step()
+    story.life = crash(story.life)
+    assert isinstance(story.run(), Settled)
+    assert story.calls == ["StoreFinalizer", "GetApp"]
+
+
+def test_an_app_that_was_out_of_sight_heals_by_itself() -> None:
+    story = settled()
+    cloud = story.life.cloud
+    story.life = sweep(replace(later(story, 600).life, cloud=Cloud(made=9)))
+    stuck(story, Reason.APP_NOT_FOUND)
+    story.life = replace(story.life, cloud=cloud)
+    runs(story)
+    assert len(story.life.cloud.my_machines()) == 1
+
+
+def test_an_app_of_somebody_else_that_is_given_up_is_taken() -> None:
+    story = Story(replace(agent(), cloud=Cloud(apps=(FlyApp(ADA.app, "others", False, 0.0),))))
+    stuck(story, Reason.FOREIGN_APP)
+    story.life = replace(story.life, cloud=Cloud())
+    runs(later(story, 300))
+
+
+def test_an_app_of_the_users_name_that_is_given_up_is_taken() -> None:
+    life = agent(fly={"app": "my-app"})
+    app = FlyApp("my-app", ORG, False, 0.0)
+    story = Story(replace(life, cloud=Cloud(apps=(app,)), world=replace(life.world, quiet_since=None)))
+    stuck(story, Reason.FOREIGN_APP)
+    story.life = replace(story.life, cloud=Cloud())
+    runs(later(story, 300))
+
+
+def test_an_app_of_the_users_name_whose_create_was_lost_is_taken_as_made() -> None:
+    story = fresh(fly={"app": "my-app"}).when("CreateApp", Fate.LOST)
+    runs(story)
+    assert story.life.status["app"]["name"] == "my-app"
+
+
+def test_a_superseded_machine_is_destroyed_when_its_host_returns_without_anybodys_hint() -> None:
+    story = settled(agent(placement={"relocate": "OnFailure"}))
+    story.life = snapshot(later(story, DAY).life)
+    story.life = _touched(host_dies(later(story, 100).life))
+    runs(story)
+    [old] = [m for m in story.life.cloud.my_machines() if not m.reachable]
+    story.life = host_returns(later(story, 600).life)
+    runs(story)
+    assert DeleteMachine(old.id) in of(story, DeleteMachine)
+
+
+def test_on_a_dead_host_a_machine_is_not_asked_to_stop() -> None:
+    story = settled()
+    story.life = edit(_touched(host_dies(later(story, 100).life)), desired_state="Stopped")
+    found = until(story, Reason.HOST_LOST)
+    assert isinstance(found, Wait)
+    assert "StopMachine" not in story.calls
+
+
+def test_revoked_a_machine_on_a_volume_that_was_followed_by_another_is_stopped_too() -> None:
+    story = settled(replace(agent(), regions=("iad", "ord")))
+    story.life = edit(later(story, 3600).life, machine={"memory_mb": 2048})
+    story.when("UpdateMachine", Fate.HOST_FULL).until("DeleteMachine")
+    [old] = story.life.cloud.my_machines()
+    story.life = replace(story.life, cloud=story.life.cloud.put(replace(old, state="started")))
+    story.life = edit(_touched(story.life), revoked=True)
+    assert story.run().phase is Phase.REVOKED  # type: ignore[union-attr]
+    assert "started" not in [m.state for m in story.life.cloud.my_machines()]
+
+
+def test_a_port_that_is_opened_later_does_not_cost_a_new_token() -> None:
+    story = settled()
+    story.life = edit(crash(story.life), machine={"public": "Gateway"})
+    runs(sweep_and(story))
+    assert story.calls.count("AssignAddress") == 2
+    assert "SetToken" not in story.calls
+
+
+def test_after_a_restart_a_machine_that_traffic_has_woken_is_not_said_to_rest() -> None:
+    story = idler(last_activity_at=1000.0)
+    until(story, Reason.IDLE)
+    woken = replace(machine(story), state="started")
+    story.life = sweep(crash(replace(later(story, 60).life, cloud=story.life.cloud.put(woken))))
+    assert runs(story).reason is Reason.RUNNING
+
+
+def test_after_a_restart_an_agent_as_declared_costs_no_call() -> None:
+    story = settled()
+    story.life = crash(later(story, 600).life)
+    runs(sweep_and(story))
+    assert story.calls == []
+
+
+def test_after_a_restart_a_machine_changed_by_hand_is_seen() -> None:
+    story = settled()
+    before = machine(story)
+    changed = replace(before, version=2, config=before.config.replace('"memory_mb": 1024', '"memory_mb": 512'))
+    story.life = crash(replace(later(story, 100).life, cloud=story.life.cloud.put(changed)))
+    runs(sweep_and(story))
+    assert '"memory_mb": 1024' in machine(story).config
+
+
+def test_a_machine_of_another_incarnation_gets_the_token_of_this_one() -> None:
+    story = settled()
+    told = dict(machine(story).metadata) | {"roost_incarnation": "uid-0"}
+    other = replace(machine(story), metadata=tuple(sorted(told.items())))
+    story.life = crash(replace(story.life, cloud=story.life.cloud.put(other)))
+    runs(sweep_and(story))
+    assert dict(machine(story).metadata)["roost_incarnation"] == "uid-1"
+    assert "SetToken" in story.calls
+
+
+def test_a_failed_machine_is_said_and_started_again_slowly() -> None:
+    story = settled()
+    failed = replace(machine(story), state="failed")
+    story.life = sweep(replace(later(story, 3600).life, cloud=story.life.cloud.put(failed)))
+    found = stuck(story, Reason.MACHINE_FAILED)
+    assert 'check spec.machine.image ("image")' in found.say
+    assert "StartMachine" not in story.calls
+    runs(story)
+    assert story.calls.count("StartMachine") == 1
+
+
+def test_stopped_and_started_within_a_moment_it_does_not_pause() -> None:
+    story = settled()
+    story.life = edit(story.life, desired_state="Stopped")
+    story.run()
+    story.life = edit(story.life, desired_state="Running")
+    story.step()
+    assert story.calls[-1] == "StartMachine"
+
+
+def test_revoked_a_sleeping_agent_gives_its_memory_up() -> None:
+    story = settled()
+    story.life = edit(story.life, desired_state="Suspended")
+    story.run()
+    story.life = edit(story.life, revoked=True)
+    assert story.run().phase is Phase.REVOKED  # type: ignore[union-attr]
+    assert machine(story).state == "stopped"
+
+
+def test_revoked_ports_that_nothing_could_start_by_are_closed_too() -> None:
+    story = settled(agent(machine={"public": "Gateway"}))
+    story.life = edit(story.life, revoked=True)
+    story.run()
+    assert "services" not in machine(story).config
+
+
+def test_suspended_it_is_closed_to_traffic_first_and_keeps_its_memory() -> None:
+    story = settled(agent(machine={"public": "Gateway", "autostart": True}))
+    story.life = edit(story.life, desired_state="Suspended")
+    assert story.run().phase is Phase.SUSPENDED  # type: ignore[union-attr]
+    assert machine(story).state == "suspended"
+    assert '"autostart": false' in machine(story).config
+    assert "StopMachine" not in story.calls
+    assert of(story, UpdateMachine)[-1].launch
+
+
+def test_a_machine_that_is_being_made_is_not_stopped_before_it_is_up() -> None:
+    story = fresh().until("AwaitMachine")
+    story.life = edit(story.life, desired_state="Stopped")
+    story.step()
+    assert story.calls[-1] == "AwaitMachine"
+    assert isinstance(story.run(), Settled)
+    assert machine(story).state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("says", "phase", "reason"),
+    [
+        ({"ready": False}, Phase.STARTING, Reason.AGENT_NOT_READY),
+        ({"ready": False, "restarts": 2}, Phase.DEGRADED, Reason.AGENT_NOT_READY),
+        ({"bundle_revision": "an-older"}, Phase.UPDATING, Reason.CONFIG_PENDING),
+        ({"degraded": ("disk",)}, Phase.DEGRADED, Reason.DEGRADED),
+        ({"machine_version": "v7"}, Phase.STARTING, Reason.WAITING_FOR_AGENT),
+        ({"machine_id": "another"}, Phase.STARTING, Reason.WAITING_FOR_AGENT),
+    ],
+    ids=["not ready", "not ready again", "an older bundle", "degraded", "of another version", "of another machine"],
+)
+def test_what_the_agent_says_of_itself_is_the_phase(says: dict[str, Any], phase: Phase, reason: Reason) -> None:
+    story = fresh()
+    story.life = replace(story.life, says=says)
+    found = until(story, reason)
+    assert not isinstance(found, Act)
+    assert found.phase is phase
+
+
+def test_an_agent_may_ask_for_more_time_to_boot() -> None:
+    readiness = {"http_get": {"port": 80}, "initial_deadline_seconds": 900}
+    life = agent()
+    runtime = life.declared.spec.runtime.model_copy(update={"readiness": Readiness.model_validate(readiness)})
+    wanted = life.declared.spec.model_copy(update={"runtime": runtime})
+    story = Story(replace(life, declared=replace(life.declared, spec=wanted), talks=False))
+    story.until("RestartMachine")
+    assert story.life.now - 1000.0 >= 900
+
+
+def test_a_lost_volume_is_not_followed_by_one_in_a_copy_that_nobody_used() -> None:
+    """A copy that an earlier process made does not take the place of the volume that the machine runs on."""
+    story = settled()
+    [used] = volumes(story)
+    copied = replace(used, id="vol_copy", name=f"{ADA.volume}_2", made_at=story.life.now)
+    story.life = crash(replace(story.life, cloud=story.life.cloud.put(copied)))
+    story.life = edit(story.life, machine={"memory_mb": 2048})
+    runs(sweep_and(story))
+    assert machine(story).volume == used.id
+    assert story.calls.count("UpdateMachine") == 1
+
+
+def test_for_an_agent_that_runs_the_idle_action_may_be_taken_away() -> None:
+    story = idler()
+    until(story, Reason.IDLE)
+    d = story.life.declared
+    none = d.spec.model_copy(update={"idle": d.spec.idle.model_copy(update={"action": "None"})})
+    story.life = replace(story.life, declared=replace(d, spec=none))  # the generation as before
+    runs(story)
+    assert machine(story).state == "started"
+
+
+def test_what_was_active_a_moment_ago_does_not_rest() -> None:
+    story = idler()
+    later(story, DAY)
+    story.life = replace(story.life, says={**story.life.says, "last_activity_at": story.life.now - 60.0})
+    for _ in range(3):
+        assert isinstance(story.step(), Settled)
+    assert machine(story).state == "started"
+
+
+def test_after_a_restart_of_the_operator_nobody_is_put_to_rest_at_once() -> None:
+    story = idler(last_activity_at=0.0)
+    story.life = sweep(crash(later(story, 300).life))
+    began = story.life.now
+    until(story, Reason.IDLE)
+    assert story.life.now - began >= 600
+
+
+def test_an_agent_that_tells_of_connections_alone_may_rest() -> None:
+    story = idler(active_sessions=None)
+    assert until(story, Reason.IDLE)
+
+
+@pytest.mark.parametrize("machine_", [{"public": "Gateway"}, {"autostart": True}], ids=["no autostart", "no port"])
+def test_a_port_and_autostart_together_wake_an_agent_and_neither_alone(machine_: dict[str, Any]) -> None:
+    """The API server refuses some of these; an older one may be stored."""
+    story = settled()
+    d = story.life.declared
+    block = d.spec.machine.model_copy(update=machine_)
+    idle = d.spec.idle.model_copy(update={"action": "Stop", "after_seconds": 600})
+    wanted = d.spec.model_copy(update={"machine": block, "idle": idle})
+    story.life = replace(story.life, declared=replace(d, spec=wanted), says={"active_sessions": 0, "connections": 0})
+    runs(story)
+    later(story, DAY)
+    for _ in range(5):
+        assert isinstance(story.step(), Settled)
+
+
+def test_on_unhealthy_restart_machine_never_moves() -> None:
+    story = silent(recovery={"max_per_hour": 5}, heartbeat={"interval_seconds": 10})
+    until(story, Reason.RECOVERY_EXHAUSTED)
+    assert story.calls.count("RestartMachine") == 5
+    assert of(story, CreateVolume) == []
+
+
+def test_a_dead_host_is_waited_for_five_minutes_before_its_volume_counts_as_lost() -> None:
+    story = settled(agent(placement={"relocate": "OnFailure"}))
+    story.life = snapshot(later(story, DAY).life)
+    story.life = _touched(host_dies(later(story, 100).life))
+    began = story.life.now
+    story.until("CreateVolume")
+    assert 300 <= story.life.now - began <= 400
+
+
+def test_a_machine_let_go_of_is_not_asked_after() -> None:
+    story = settled()
+    [mine] = story.life.cloud.my_machines()
+    story.life = annotate(delete(crash(story.life)), forget=f"{mine.id},{mine.volume}")
+    with pytest.raises(AssertionError, match="lives on"):  # as the person wants it
+        story.run()
+    assert "GetMachine" not in story.calls
+    assert "DeleteMachine" not in story.calls
+
+
+def test_an_app_let_go_of_is_left_with_all_that_is_in_it() -> None:
+    story = settled()
+    story.life = annotate(delete(story.life), forget=ADA.app)
+    with pytest.raises(AssertionError, match="lives on"):
+        story.run()
+    assert story.calls == ["ReleaseFinalizer"]
+
+
+def test_a_lost_create_of_the_app_is_waited_for_before_the_agent_is_let_go() -> None:
+    story = fresh().when("CreateApp", Fate.LATE).until("CreateApp")
+    story.step()
+    story.life = delete(story.life)
+    story.run()
+    assert story.life.released
+    assert not story.life.cloud.at(story.life.now + 1).apps
+
+
+def test_a_mass_silence_needs_five_agents() -> None:
+    silence = Silence()
+    for n in range(4):
+        silence.told(Key("Agent", "team", f"a{n}"), expected=True, silent_since=0.0)
+    assert not silence.suspect(0.0, 1.0, 60.0)
+    silence.told(Key("Agent", "team", "a4"), expected=True, silent_since=0.0)
+    assert silence.suspect(0.0, 1.0, 60.0)
+    silence.told(Key("Agent", "team", "a4"), expected=False, silent_since=0.0)
+    assert not silence.suspect(0.0, 100.0, 60.0)
+
+
+def test_who_has_begun_to_take_up_a_default_may_go_on() -> None:
+    rolls, first, second = Rolls(), Key("Agent", "team", "a"), Key("Agent", "team", "b")
+    assert rolls.may(first, 3)
+    rolls.begin(first)
+    assert rolls.may(first, 3)
+    assert not rolls.may(second, 3)
+    rolls.end(first)
+    assert rolls.may(second, 3)
+
+
+def test_an_answer_about_room_is_good_for_a_minute() -> None:
+    table = RoomTable()
+    table.put(("default", ORG), "iad", ("iad",), 0.0)
+    assert table.of(("default", ORG), 59.0) == {"iad": ("iad",)}
+    assert table.of(("default", ORG), 60.0) == {}
+
+
+# --- What a lost answer may leave behind -------------------------------------------------------------------------
+
+
+def with_twin(**changes: Any) -> Story:
+    """A running Agent in whose app a second volume of the same number has turned up after a lost answer."""
+    story = settled()
+    twin = FlyVolume("vol_twin", ADA.app, ADA.volume, "iad", 1, story.life.now)
+    [current] = story.life.world.volumes or ()
+    seen = replace(current, **({"id": "vol_twin", "attached_to": None, "fresh": ""} | changes))
+    world_ = replace(story.life.world, lost_volume=True, volumes=(current, seen))
+    story.life = replace(story.life, cloud=story.life.cloud.put(twin), world=world_)
+    return story
+
+
+def test_the_twin_of_a_lost_answer_goes_once_the_agent_runs_on_the_other() -> None:
+    story = with_twin()
+    runs(story)
+    assert of(story, DeleteVolume) == [DeleteVolume("vol_twin")]
+    assert machine(story).volume in [v.id for v in volumes(story)]
+    story.quiet()
+
+
+def test_a_twin_that_something_holds_stays() -> None:
+    story = with_twin(attached_to="m_other")
+    runs(story)
+    assert of(story, DeleteVolume) == []
+
+
+def test_nothing_is_a_twin_before_a_machine_is_on_the_current_volume() -> None:
+    story = with_twin()
+    world_ = story.life.world
+    detached = tuple(replace(v, attached_to=None) for v in world_.volumes or ())
+    story.life = replace(story.life, world=replace(world_, volumes=detached))
+    runs(story)
+    assert of(story, DeleteVolume) == []
+
+
+def test_without_a_lost_answer_of_our_own_nothing_is_taken_for_a_twin() -> None:
+    story = with_twin()
+    story.life = replace(story.life, world=replace(story.life.world, lost_volume=False))
+    assert runs(story).reason is Reason.DUPLICATE_VOLUMES
+    assert of(story, DeleteVolume) == []
+
+
+def test_a_volume_that_needs_a_restart_to_be_seen_larger_gets_one() -> None:
+    story = settled()
+    story.life = replace(story.life, world=replace(story.life.world, restart_needed=True))
+    runs(story)
+    assert story.calls.count("RestartMachine") == 1
+    assert "recovery" not in story.life.status
+    story.quiet()
+
+
+def test_before_a_successor_is_made_a_lost_one_must_have_had_time_to_show() -> None:
+    """An operator that has just begun does not know what the one before it sent."""
+    story = stopped("iad")
+    story.life = edit(crash(story.life), desired_state="Running")
+    began = story.life.now
+    story.when("StartMachine", Fate.HOST_FULL, 1, 2, 3).until("CreateVolume")
+    assert story.life.now - began >= 90
+    story.step()
+    assert story.calls.count("CreateVolume") == 1

@@ -1,0 +1,760 @@
+"""The whole Agents' room on virtual time: the real operator, against the simulated Fly, in one process.
+
+Real are `Agents`, `Secrets`, the engine, `Orgs` with refresher and Fly client, memories, sessions, the cache, `Objects`
+and `Recorder`. Doubled is Kubernetes alone: `Store` keeps objects in memory and answers what the API server would
+(versions, conflicts, finalizers), behind the same methods as `roost.kube.client.Kube`. Fly is `flysim` with virtual
+machines; in each runs an `Inmate`, which beats as the supervisor does.
+
+    pytestmark = pytest.mark.looptime
+
+    @in_a_world                                                   # or, with options: async with operator_world(…)
+    async def test_it_runs(world: World) -> None:
+        await world.apply("ada", machine={"public": "Gateway"})   # top-level blocks of the spec
+        await world.until_phase("ada", "Running")
+        assert world.calls("ada") == ["create_app", …]            # what the operator asked of Fly about ada
+        world.inmates["ada"].silent = True                        # and busy, idle, …: see `Inmate`
+        await world.admin("DELETE", f"machines/{world.machine('ada').id}")   # behind the operator's back
+        await world.edit("ada", desiredState="Stopped")           # a merge patch of the spec
+        await world.annotate("ada", wake="1")
+        await world.restart()                                     # or crash(), start(): a new process
+        await world.delete("ada")
+        await world.until_gone("ada")
+
+Fixtures can't hold a world: they are set up on real time, and virtual time begins at 0 with the test itself. Time
+passes with `asyncio.sleep` (it costs none), and `until` waits for a condition. The rooms' wall clock runs with the loop
+for as long as the world is open. Faults at Fly: `world.sim.faults.add(Order(…))`; at Kubernetes:
+`world.store.meddle`. What was written: `world.store.writes`; what was sent: `world.sent`; Fly's own record:
+`world.ledger()`.
+"""
+
+import asyncio
+import base64
+import copy
+import functools
+import inspect
+import json
+import math
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, Literal
+from unittest.mock import patch
+
+import httpx
+
+from flysim import routes
+from flysim.clock import Clock
+from flysim.records import App, Machine, Volume
+from flysim.runner import BootError, Launch
+from flysim.sim import Sim
+from flysim.transport import SimTransport
+from flysim.virtual import Script, VirtualMachine, VirtualRunner
+from roost.agents import orgs as orgs_room
+from roost.agents import reconcile as reconcile_room
+from roost.agents import sessions as sessions_room
+from roost.agents.memory import Installation, Memories
+from roost.agents.names import derive
+from roost.agents.orgs import FlyToken, Orgs
+from roost.agents.reconcile import Agents
+from roost.agents.sessions import Sessions
+from roost.api.agent import parse_agent_spec
+from roost.engine.engine import Engine
+from roost.engine.queue import Lane
+from roost.kube.client import Body, Conflict, Gone, Refused, collection, core_secret
+from roost.kube.events import Recorder
+from roost.kube.objects import Objects, condition
+from roost.kube.records import Cache, Key, Record, record
+from roost.kube.roots import Roots
+from roost.run import _says_something
+from roost.secrets import reconcile as secrets_room
+from roost.secrets.reconcile import Secrets
+from roost.secrets.state import SecretTable
+from roost.settings import Settings
+from roost.telemetry.metrics import Metrics
+from roost_agent.contract.heartbeat import BootPhase, CommandType, Heartbeat, Status
+
+EPOCH = 1_800_000_000.0
+ROOTS = Roots("owner1", b"i" * 32, b"t" * 32, b"f" * 32)
+NAMESPACE, ORG, TOKEN = "team", "personal", "fm2_operator"
+COMMAND = {"kind": "Command", "command": ["run"]}
+WATCH_SECONDS = 0.02
+"""From a change in the store to the operator's knowing of it."""
+LISTS = frozenset({"org_machines", "org_volumes"})
+"""Calls that the refresher makes for everybody."""
+
+
+# --- Kubernetes --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One write of the operator's, answered with success."""
+
+    at: float
+    kind: Literal["finalizer", "status"]
+    path: str
+
+
+class Store:
+    """Objects by their path, changed as the API server changes them; bodies are never changed in place.
+
+    `writes` and `events` are the operator's. `meddle`, when set, is called with "before" and "after" and the path of
+    each write of the operator's: what it raises is what the operator gets. `told` is the operator's watch; what happens
+    while nobody watches is seen by the next one's first list.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._loop = clock, asyncio.get_running_loop()
+        self._objects: dict[str, Body] = {}
+        self._version = self._born = 0
+        self.writes: list[Write] = []
+        self.events: list[Body] = []
+        self.meddle: Callable[[Literal["before", "after"], str], None] | None = None
+        self.told: Callable[[str, Record], None] | None = None
+
+    # What the operator calls, as of `Kube`
+
+    async def get(self, path: str, **_: str) -> Body:
+        await asyncio.sleep(0)
+        return self._found("GET", path)
+
+    async def create(self, path: str, body: Body) -> Body:
+        await asyncio.sleep(0)
+        assert path.endswith("/events"), f"nothing of the Agents' room creates {path}"
+        self.events.append(body)
+        return body
+
+    async def merge(self, path: str, body: Body) -> Body:
+        """A merge patch, of the object or of its status alone.
+
+        Raises:
+            Gone, Conflict, Refused: as the API server says 404, 409 and 422.
+        """
+        await asyncio.sleep(0)
+        if self.meddle is not None:
+            self.meddle("before", path)
+        found = self._found("PATCH", at := path.removesuffix("/status"))
+        meta = dict(body.get("metadata", {}))
+        if (seen := meta.pop("resourceVersion", None)) is not None and seen != found["metadata"]["resourceVersion"]:
+            raise Conflict(f"PATCH {path}", 409, "the object has been modified")
+        if path != at:
+            new = found | {"status": merged(found.get("status", {}), body["status"])}
+        else:
+            assert set(body) == {"metadata"}, "the spec is the user's"
+            before = found["metadata"].get("finalizers", [])
+            if "deletionTimestamp" in found["metadata"] and set(meta["finalizers"]) - set(before):
+                raise Refused(f"PATCH {path}", 422, "no new finalizers can be added if the object is being deleted")
+            new = found | {"metadata": merged(found["metadata"], meta)}
+        self.writes.append(Write(self._clock.now(), "status" if path != at else "finalizer", at))
+        new = self._put(at, new)
+        if self.meddle is not None:
+            self.meddle("after", path)
+        return new
+
+    # What people do
+
+    def apply(self, kind: str, name: str, spec: Mapping[str, Any]) -> Body:
+        """Makes an object, or gives it this spec."""
+        path = path_of(kind, name)
+        found = self._objects.get(path)
+        if found is not None:
+            return self._put(path, found | {"spec": copy.deepcopy(dict(spec))})
+        self._born += 1
+        meta = {
+            "namespace": NAMESPACE,
+            "name": name,
+            "uid": f"00000000-0000-4000-8000-{self._born:012d}",
+            "creationTimestamp": _date(self._clock.now()),
+        }
+        return self._put(path, {"kind": kind, "metadata": meta, "spec": copy.deepcopy(dict(spec))})
+
+    def annotate(self, name: str, values: Mapping[str, str | None]) -> None:
+        path = path_of("Agent", name)
+        found = self._objects[path]
+        self._put(path, found | {"metadata": merged(found["metadata"], {"annotations": values})})
+
+    def delete(self, kind: str, name: str, *, force: bool = False) -> None:
+        """Asks for the deletion; by `force`, the finalizers are torn off first and nobody is waited for."""
+        path = path_of(kind, name)
+        meta = dict(self._objects[path]["metadata"])
+        if force:
+            meta.pop("finalizers", None)
+        meta.setdefault("deletionTimestamp", _date(self._clock.now()))
+        self._put(path, self._objects[path] | {"metadata": meta})
+
+    def wipe_status(self, name: str) -> None:
+        path = path_of("Agent", name)
+        self._put(path, {key: value for key, value in self._objects[path].items() if key != "status"})
+
+    def put_core_secret(self, namespace: str, name: str, values: Mapping[str, str]) -> None:
+        """A core Secret, whole; nobody watches those."""
+        data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+        self._objects[core_secret(namespace, name)] = {"data": data}
+
+    def find(self, kind: str, name: str) -> Body | None:
+        return self._objects.get(path_of(kind, name))
+
+    def records(self) -> list[Record]:
+        """All objects of ours, as a list of them would tell."""
+        return [record(body) for body in self._objects.values() if "kind" in body]
+
+    def _found(self, method: str, path: str) -> Body:
+        if (found := self._objects.get(path)) is None:
+            raise Gone(f"{method} {path}", 404, "not found")
+        return found
+
+    def _put(self, path: str, new: Body) -> Body:
+        old = self._objects.get(path, {})
+        meta, before = new["metadata"], old.get("metadata", {})
+        if (new | {"metadata": {}}, meta) == (old | {"metadata": {}}, before):
+            return old  # a patch that changes nothing makes no new version
+        self._version += 1
+        begun = new.get("spec") != old.get("spec") or ("deletionTimestamp" in meta) != ("deletionTimestamp" in before)
+        generation = before.get("generation", 0) + begun
+        new = new | {"metadata": meta | {"resourceVersion": str(self._version), "generation": generation}}
+        gone = "deletionTimestamp" in meta and not meta.get("finalizers")
+        if gone:
+            del self._objects[path]
+        else:
+            self._objects[path] = new
+        if self.told is not None:
+            kind = "DELETED" if gone else "ADDED" if not old else "MODIFIED"
+            self._loop.call_later(WATCH_SECONDS, self._tell, self.told, kind, record(new))
+        return new
+
+    def _tell(self, watch: Callable[[str, Record], None], kind: str, new: Record) -> None:
+        if watch == self.told:  # else that process is gone
+            watch(kind, new)
+
+
+def path_of(kind: str, name: str) -> str:
+    return f"{collection(kind, NAMESPACE)}/{name}"
+
+
+def merged(value: Any, change: Any) -> Any:
+    """An RFC 7386 merge patch, applied."""
+    if not isinstance(change, Mapping):
+        return change
+    result = dict(value) if isinstance(value, Mapping) else {}
+    for key, item in change.items():
+        if item is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), item)
+    return result
+
+
+def _date(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# --- One process of the operator ---------------------------------------------------------------------------------
+
+
+class Operator:
+    """The rooms of one process over a store and a Fly, put together as `roost.run` does."""
+
+    def __init__(self, store: Any, settings: Settings, cluster: str, transport: SimTransport, seed: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._settings, self._transport = settings, transport
+        self.metrics, self.cache, table = Metrics(), Cache(), SecretTable()
+        here = Installation(ROOTS, cluster, loop.time())
+        self.memories = Memories(here, table)
+        objects, recorder = Objects(store, self.cache, self.metrics), Recorder(store, loop.time, "roost")
+        self.agents = Agents(
+            objects, self.cache, table, self.memories, settings, here, recorder, self.metrics, loop.time
+        )
+        poll = settings.secret_poll_seconds
+        secrets = Secrets(store, objects, self.cache, table, ROOTS.fingerprint, self._wake, poll)
+        reconciles = {"Agent": self.agents.reconcile, "Secret": secrets.reconcile}
+        self.engine = Engine(reconciles, self.metrics, random.Random(seed), in_flight=settings.in_flight)
+        self.sessions = Sessions(store, self.cache, self.memories, here, self.engine, loop.time)
+        self._tokens = {
+            name: FlyToken(store, settings.namespace, credential, self._wake_all)
+            for name, credential in settings.fly.credentials.items()
+        }
+        self.orgs: Orgs
+        self._connected = asyncio.Event()
+        for found in store.records():
+            self.told(None, found)
+            if found.key.kind == "Agent":
+                self.memories.of(found, loop.time())
+        store.told = self.told
+        self._running = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        agents = self.agents
+        async with (
+            asyncio.TaskGroup() as tasks,
+            Orgs(
+                self._settings,
+                self._tokens,
+                self.metrics,
+                tasks,
+                agents.swept,
+                agents.volumes_swept,
+                agents.apps,
+                self._transport,
+            ) as self.orgs,
+        ):
+            agents.connect(self.engine, self.orgs)
+            try:
+                await self.engine.run()
+            finally:
+                self.orgs.stop()
+
+    def complain(self) -> None:
+        """Raises what has ended the process by itself, if anything has."""
+        if self._running.done():
+            self._running.result()
+
+    async def stop(self) -> None:
+        """As by SIGTERM: what is in flight ends. Raises what has ended it before, if anything has."""
+        self._running.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._running
+
+    async def crash(self) -> None:
+        """As by SIGKILL: nothing is waited for, and no answer is heard any more."""
+        for turn in self.engine._tasks:
+            turn.cancel()
+        await self.stop()
+
+    def broke(self) -> float:
+        """How often a reconcile raised, or a sweep stumbled."""
+        registry = self.metrics.registry
+        name = "controller_runtime_reconcile_errors_total"
+        raised = [registry.get_sample_value(name, {"controller": kind}) or 0.0 for kind in ("Agent", "Secret")]
+        return sum(raised) + sum(known.unexpected_errors for known, _ in self.orgs._refreshers.values())
+
+    def told(self, kind: str | None, new: Record) -> None:
+        """As `roost.run.Operator._told` and `_gone`."""
+        if kind == "DELETED":
+            self.cache.drop(new.key, new.uid)
+            self.engine.add(new.key, Lane.USER)
+            return
+        before = self.cache.put(new)
+        if self.cache.get(new.key) is not new:
+            return
+        if before is None or before.uid != new.uid:
+            self.engine.add(new.key, Lane.USER if kind is not None else Lane.BACKGROUND)
+        elif _says_something(before, new):
+            self.engine.add(new.key, Lane.USER)
+
+    def _wake(self, key: Key) -> None:
+        self.engine.add(key, Lane.USER)
+
+    def _wake_all(self) -> None:
+        for found in self.cache.of_kind("Agent"):
+            self.engine.add(found.key, Lane.BACKGROUND)
+
+
+# --- What runs in the machines -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Inmate:
+    """The agent in an Agent's machine, whichever machine that is: what it does, and what it says of itself.
+
+    `sessions`, `connections`, `active_at` and `next_run_at` (epoch seconds) are what a heartbeat says of work; None is
+    not said. `boots` counts its starts, `told` the commands that it got, `tokens` the tokens that it was started with.
+    """
+
+    boot_seconds: float = 2.0
+    silent: bool = False
+    ready: bool = True
+    degraded: tuple[str, ...] = ()
+    sessions: int | None = None
+    connections: int | None = None
+    active_at: float | None = None
+    next_run_at: float | None = None
+    restarted_at: str | None = None
+    boots: int = 0
+    heard: int = 0
+    refused: int = 0
+    told: list[str] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+
+
+class Supervisor:
+    """One boot of a machine: beats as long as it runs and stands not still."""
+
+    def __init__(self, world: "World", launch: Launch, machine: VirtualMachine, inmate: Inmate) -> None:
+        env = launch.environment
+        self._world, self._machine, self._inmate = world, machine, inmate
+        self._did, self._token = env["AGENT_DID"], env["AS_HEARTBEAT_TOKEN"]
+        self._id, self._version = launch.machine, env["FLY_MACHINE_VERSION"]
+        self._revision: str | None = None
+        self._said: tuple[object, ...] | None = None
+        self._beat: Heartbeat
+        inmate.boots += 1
+        inmate.tokens.append(self._token)
+        self._next(inmate.boot_seconds)
+
+    def _next(self, seconds: float) -> None:
+        self._world.loop.call_later(seconds, self._turn)
+
+    def _turn(self) -> None:
+        if self._machine.ended is None:
+            self._next(self._say() if not self._machine.frozen else 5.0)
+
+    def _say(self) -> float:
+        """One heartbeat; the seconds until the next."""
+        inmate, operator = self._inmate, self._world.operator
+        if inmate.silent or operator is None or not self._world.endpoint_up:
+            return 30.0 if operator is None or inmate.silent else 5.0
+        session = operator.sessions.authenticate(self._did, self._token)
+        if session is None or operator.sessions.superseded(session, self._id):
+            inmate.refused += 1
+            return 5.0
+        inmate.heard += 1
+        beat = self._heartbeat()
+        operator.sessions.hear(session, beat)
+        again: float = operator.sessions.interval(session)
+        for command in operator.sessions.due(session, beat):
+            inmate.told.append(command.id)
+            if command.type is CommandType.UPDATE_CONFIG:
+                self._revision, again = operator.sessions.revision(session), 1.0
+            elif command.type is CommandType.RESTART:
+                inmate.restarted_at, again = command.restarted_at, 1.0
+        return again
+
+    def _heartbeat(self) -> Heartbeat:
+        i = self._inmate
+        says = (self._revision, i.restarted_at, i.ready, i.degraded, i.sessions, i.connections, i.active_at)
+        says = (*says, i.next_run_at)
+        if says != self._said:
+            self._said = says
+            self._beat = Heartbeat(
+                status=Status.RUNNING,
+                machine_id=self._id,
+                machine_version=self._version,
+                uptime_seconds=1,
+                memory_mb=100,
+                compute_version="0.1.0",
+                bundle_revision=self._revision,
+                boot_phase=BootPhase.DONE,
+                ready=i.ready,
+                degraded=list(i.degraded),
+                restarted_at=i.restarted_at,
+                active_sessions=i.sessions,
+                connections=i.connections,
+                last_activity_at=None if i.active_at is None else _date(i.active_at),
+                next_scheduled_run_at=None if i.next_run_at is None else _date(i.next_run_at),
+            )
+        return self._beat
+
+
+class _Inhabited(VirtualRunner):
+    """Virtual machines with somebody in them."""
+
+    def __init__(self, moved_in: Callable[[Launch, VirtualMachine], None], script: Callable[[Launch], Script]) -> None:
+        super().__init__(script)
+        self._moved_in = moved_in
+
+    async def start(self, launch: Launch) -> VirtualMachine:
+        machine = await super().start(launch)
+        self._moved_in(launch, machine)
+        return machine
+
+
+class _Line(SimTransport):
+    """The way to Fly, which outlives an operator: what a process has sent before its end takes its course.
+
+    `sent` are operation and body of every call that had one.
+    """
+
+    def __init__(self, sim: Sim) -> None:
+        super().__init__(sim)
+        self.sent: list[tuple[str, Any]] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if body := await request.aread():
+            route = routes.match(request.method, request.url.path)
+            assert route is not None
+            self.sent.append((route[0], json.loads(body)))
+        return await super().handle_async_request(request)
+
+    async def aclose(self) -> None: ...
+
+
+# --- The world ---------------------------------------------------------------------------------------------------
+
+
+class World:
+    """All of it. See the module's text for its use.
+
+    `broken_images` are references whose boot fails; `cluster` is the uid that the next process sees.
+    """
+
+    def __init__(self, settings: Settings, **sim: Any) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.clock = Clock(EPOCH)
+        self.settings, self.cluster = settings, "cluster-1"
+        self.store = Store(self.clock)
+        self.runner = _Inhabited(self._moved_in, self._script)
+        self.sim = Sim(self.runner, self.clock, random.Random(1), tokens=[TOKEN], **{"orgs": (ORG, "acme")} | sim)
+        self._line = _Line(self.sim)
+        self.inmates: dict[str, Inmate] = {}
+        self.broken_images: set[str] = set()
+        self.endpoint_up = True
+        self.operator: Operator | None = None
+        self._processes = 0
+        for credential in settings.fly.credentials.values():
+            self.store.put_core_secret(settings.namespace, credential.secret_name, {credential.secret_key: TOKEN})
+
+    # The operator
+
+    def start(self) -> None:
+        self._processes += 1
+        self.operator = Operator(self.store, self.settings, self.cluster, self._line, self._processes)
+
+    async def stop(self) -> None:
+        """Raises AssertionError when something broke in this process that nobody foresaw."""
+        if self.operator is not None:
+            operator, self.operator, self.store.told = self.operator, None, None
+            await operator.stop()
+            assert self.store.meddle is not None or not operator.broke(), "see the log: a reconcile or a sweep broke"
+
+    async def crash(self) -> None:
+        if self.operator is not None:
+            operator, self.operator, self.store.told = self.operator, None, None
+            await operator.crash()
+
+    async def restart(self) -> None:
+        await self.stop()
+        self.start()
+
+    # People
+
+    async def apply(self, name: str, **blocks: Any) -> None:
+        """An Agent of these blocks of the spec (in the API's own words, `volume={"sizeGb": 2}`)."""
+        spec = {"runtime": COMMAND} | blocks
+        parse_agent_spec({"spec": spec})
+        self.inmates.setdefault(name, Inmate())
+        self.store.apply("Agent", name, spec)
+
+    async def edit(self, name: str, **change: Any) -> None:
+        """A merge patch of an Agent's spec."""
+        spec = merged(self.body(name)["spec"], change)
+        parse_agent_spec({"spec": spec})
+        self.store.apply("Agent", name, spec)
+
+    async def annotate(self, name: str, **values: str | None) -> None:
+        """Annotations by their last word, with underscores: `reconcile_at="1"` is roost.dev/reconcile-at."""
+        self.store.annotate(name, {f"roost.dev/{key.replace('_', '-')}": value for key, value in values.items()})
+
+    async def delete(self, name: str) -> None:
+        self.store.delete("Agent", name)
+
+    def secret(self, name: str, **values: str) -> None:
+        """A core Secret, and the Roost Secret of the same name that offers it."""
+        self.store.put_core_secret(NAMESPACE, name, values)
+        self.store.apply("Secret", name, {"source": {"secretRef": {"name": name}}})
+
+    async def admin(self, method: str, path: str, body: Any = None) -> Any:
+        """The simulator's own side: `hosts`, `machines`, `volumes`, `lists`, `images`, `quotas`."""
+        content = b"" if body is None else json.dumps(body).encode()
+        answer = await self.sim.handle(method, f"/_sim/{path}", {}, {}, content)
+        assert answer.status == 200, answer.body
+        return json.loads(answer.body)
+
+    async def by_hand(self, method: str, path: str, body: Any = None, **query: str) -> Any:
+        """A call to the Machines API by somebody else than the operator (`/v1/…`)."""
+        content = b"" if body is None else json.dumps(body).encode()
+        values = {key: [value] for key, value in query.items()}
+        headers = {"authorization": f"Bearer {TOKEN}", "user-agent": "somebody"}
+        answer = await self.sim.handle(method, path, values, headers, content)
+        assert answer.status < 300, answer.body
+        return json.loads(answer.body or b"null")
+
+    # What is
+
+    def body(self, name: str) -> Body:
+        found = self.store.find("Agent", name)
+        assert found is not None, f"there is no Agent {name}"
+        return found
+
+    def status(self, name: str) -> dict[str, Any]:
+        status: dict[str, Any] = self.body(name).get("status", {})
+        return status
+
+    def phase(self, name: str) -> str:
+        return str(self.status(name).get("phase", ""))
+
+    def condition(self, name: str, kind: str) -> tuple[str, str, str]:
+        """Status, reason and message."""
+        found = condition(self.status(name), kind)
+        return found.get("status", ""), found.get("reason", ""), found.get("message", "")
+
+    def app_name(self, name: str) -> str:
+        pinned = (self.store.find("Agent", name) or {}).get("status", {}).get("app", {}).get("name")
+        return pinned or derive(ROOTS.identity, ROOTS.owner_id, NAMESPACE, name).app
+
+    def app(self, name: str) -> App:
+        return self.sim.world.apps[self.app_name(name)]
+
+    def machines(self, name: str) -> list[Machine]:
+        """The living machines in the Agent's app."""
+        app = self.sim.world.apps.get(self.app_name(name))
+        return [m for m in app.machines.values() if m.state != "destroyed"] if app is not None else []
+
+    def machine(self, name: str) -> Machine:
+        (machine,) = self.machines(name)
+        return machine
+
+    def volumes(self, name: str) -> list[Volume]:
+        """The living volumes in the Agent's app, oldest first."""
+        app = self.sim.world.apps.get(self.app_name(name))
+        return [v for v in app.volumes.values() if v.deleted_at is None] if app is not None else []
+
+    def volume(self, name: str) -> Volume:
+        (volume,) = self.volumes(name)
+        return volume
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The machine's config as Fly echoes it."""
+        return self.machine(name).shown
+
+    def ledger(self, since: int = 0) -> list[dict[str, Any]]:
+        return self.sim.world.ledger.since(since)
+
+    def mark(self) -> int:
+        """Where the record of Fly is now, for `ledger` and `calls`."""
+        return len(self.ledger())
+
+    def calls(self, name: str | None = None, since: int = 0) -> list[str]:
+        """The operator's calls to Fly, the refresher's lists left out; of one Agent's app, or of all."""
+        app = None if name is None else self.app_name(name)
+        return [
+            line["op"]
+            for line in self.ledger(since)
+            if line["kind"] == "call"
+            and line["agent"].startswith("roost/")
+            and line["op"] not in LISTS
+            and (app is None or line["app"] == app)
+        ]
+
+    def sent(self, op: str) -> list[Any]:
+        """The bodies of the operator's calls of one operation."""
+        return [body for name, body in self._line.sent if name == op]
+
+    def writes(self, name: str, since: float = 0.0) -> list[str]:
+        """What the operator wrote to an Agent, since an epoch time."""
+        path = path_of("Agent", name)
+        return [w.kind for w in self.store.writes if w.path == path and w.at >= since]
+
+    # Waiting
+
+    async def until(self, holds: Callable[[], object], seconds: float = 120.0, *, about: Iterable[str] = ()) -> None:
+        """Waits until it holds.
+
+        Raises:
+            AssertionError: it does not within so many (virtual) seconds; tells the status of those it is about.
+        """
+        began = self.loop.time()
+        while not holds():
+            if self.operator is not None:
+                self.operator.complain()
+            if (lasts := self.loop.time() - began) >= seconds:
+                told = {name: (self.store.find("Agent", name) or {}).get("status") for name in about}
+                lines = [
+                    f"{e['at'] - EPOCH:.1f} {e.get('op') or e.get('event')} {e.get('status', '')}"
+                    for e in self.ledger()[-40:]
+                    if e.get("op") not in LISTS
+                ]
+                raise AssertionError(f"not within {seconds} s: {json.dumps(told, indent=1)}\n" + "\n".join(lines))
+            await asyncio.sleep(0.05 if lasts < 5 else 0.25 if lasts < 60 else 1.0)
+
+    async def until_phase(self, name: str, phase: str, seconds: float = 120.0) -> None:
+        """Until the status says so of the spec as it is now."""
+
+        def there() -> bool:
+            body = self.body(name)
+            status = body.get("status", {})
+            return (status.get("phase"), status.get("observedGeneration")) == (phase, body["metadata"]["generation"])
+
+        await self.until(there, seconds, about=[name])
+
+    async def until_gone(self, name: str, seconds: float = 300.0) -> None:
+        await self.until(lambda: self.store.find("Agent", name) is None, seconds, about=[name])
+
+    async def settle(self, seconds: float = 60.0) -> None:
+        """Lets time pass."""
+        await asyncio.sleep(seconds)
+
+    # Machines
+
+    def _script(self, launch: Launch) -> Script:
+        if launch.image in self.broken_images:
+            raise BootError(f"image {launch.image} can't be pulled")
+        return Script(boot=0.5)
+
+    def _moved_in(self, launch: Launch, machine: VirtualMachine) -> None:
+        config = self.sim.world.machines[launch.machine].config
+        if config.metadata.get("roost_owner") == ROOTS.owner_id and "AGENT_DID" in launch.environment:
+            Supervisor(self, launch, machine, self.inmates.setdefault(config.metadata["roost_name"], Inmate()))
+
+
+@asynccontextmanager
+async def operator_world(
+    settings: Mapping[str, Any] | None = None, *, started: bool = True, **sim: Any
+) -> AsyncIterator[World]:
+    """A world with an operator in it, unless it is not to be started yet; other arguments are `Sim`'s.
+
+    To be entered in the test itself: fixtures are set up on real time, before virtual time begins at 0.
+    """
+    assert getattr(asyncio.get_running_loop(), "looptime_on", False), "enter it in a test marked looptime, no fixture"
+    world = World(Settings.model_validate({"fly": {"org": ORG}} | dict(settings or {})), **sim)
+    time = SimpleNamespace(time=world.clock.now, monotonic=world.loop.time)
+
+    def wall() -> str:
+        return _date(world.clock.now())
+
+    with ExitStack() as patched:
+        for room in (reconcile_room, sessions_room, orgs_room):
+            patched.enter_context(patch.object(room, "time", time))
+        patched.enter_context(patch.object(world.loop, "call_at", _at_ticks(world.loop)))
+        for room in (reconcile_room, secrets_room):
+            patched.enter_context(patch.object(room, "wall", wall))
+        if started:
+            world.start()
+        try:
+            yield world
+        finally:
+            try:
+                await world.stop()
+            finally:
+                await SimTransport.aclose(world._line)
+                await world.sim.close()
+
+
+def _at_ticks(loop: asyncio.AbstractEventLoop) -> Callable[..., asyncio.TimerHandle]:
+    """Timers at whole ticks of the virtual clock, and never at the present one.
+
+    That clock stands still while anything runs, and asyncio runs timers up to a nanosecond early: whoever waits until a
+    moment between two ticks would wake before it, wait again, and so for ever.
+    """
+    call_at = loop.call_at
+
+    def at_tick(when: float, *args: Any, **options: Any) -> asyncio.TimerHandle:
+        return call_at(math.ceil(max(when, loop.time() + 1e-6) * 1e6) / 1e6, *args, **options)
+
+    return at_tick
+
+
+def in_a_world(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Gives a test a world of its own as its first argument; the others are the fixtures and parameters it asks for."""
+
+    @functools.wraps(test)
+    async def within(**asked: Any) -> None:
+        async with operator_world() as world:
+            await test(world, **asked)
+
+    signature = inspect.signature(test)
+    within.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
+    del within.__wrapped__  # type: ignore[attr-defined]
+    return within
