@@ -174,7 +174,9 @@ class Operator:
             self._engine.add(Key("Fleet", member.key.namespace, fleet), Lane.BACKGROUND)
 
     def _wake_agent(self, key: Key) -> None:
-        self._engine.add(key, Lane.USER)
+        found = self._cache.get(key)
+        leaving = found is not None and found.deleting  # nobody waits for it, and its wait need not be cut short
+        self._engine.add(key, Lane.BACKGROUND if leaving else Lane.USER)
 
     def _wake_all(self) -> None:
         for found in self._cache.of_kind("Agent"):

@@ -172,11 +172,11 @@ def _machine(view: AgentView, machine: MachineSight) -> Step | None:
     One that was stopped and goes by our own order is gone at once: that it is, the volume and the last look confirm,
     since Fly refuses to delete a volume that a machine holds.
     """
+    if _confirmed(view, machine) is False:
+        return None
     if machine.suspect:
         return Act(GetMachine(machine.id), LEAVING, f"looking at machine {machine.id}")
     if machine.state == "destroying":
-        if _confirmed(view, machine) is False:
-            return None
         action = AwaitMachine(machine.id, "destroyed", None, WAIT_SECONDS)
         return Act(action, LEAVING, f"waiting for machine {machine.id} to be gone")
     patience = view.declared.spec.machine.stop_timeout_seconds + GRACE_BEYOND_STOP_SECONDS

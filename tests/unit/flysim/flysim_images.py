@@ -8,6 +8,17 @@ def _shell(script: str) -> list[str]:
     return ["/bin/sh", "-c", script]
 
 
+# No shell: one that is asked to end between its last command and `wait` may sleep on.
+POLITE = """
+import signal, subprocess
+
+asked = {signal.SIGINT, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, asked)
+subprocess.Popen(["sleep", "1000"])
+print("ready", flush=True)
+signal.sigwait(asked)
+"""
+
 WEB = """
 import asyncio, json, os
 from aiohttp import web
@@ -57,7 +68,7 @@ asyncio.run(main())
 IMAGES: dict[str, Any] = {
     "images": {
         "sleeper": {"command": ["sleep", "1000"]},
-        "polite": {"command": _shell("trap 'exit 0' INT TERM; sleep 1000 & echo ready; wait")},
+        "polite": {"command": [sys.executable, "-I", "-S", "-c", POLITE]},
         "stubborn": {"command": _shell("trap '' INT TERM; echo ready; while :; do sleep 1000; done")},
         "quits": {"command": ["true"]},
         "crashes": {"command": _shell("exit 3")},
