@@ -14,6 +14,7 @@ from roost.agents import absence, destroy, machine_config, recovery, rest, stora
 from roost.agents.view import (
     FINALIZER,
     SLOW_SECONDS,
+    UP,
     WAIT_SECONDS,
     Act,
     AgentView,
@@ -50,7 +51,7 @@ RESTART_PAUSE_SECONDS = 30.0
 BOOT_SECONDS = 300.0
 """How long an agent may take from the start of its machine to its first heartbeat, unless readiness says longer."""
 
-MOVING = frozenset({"created", "creating", "starting", "restarting", "updating", "replacing", "migrating"})
+MOVING = UP - {"started"}
 RESTING = frozenset({"stopped", "suspended"})
 _BEST = ("started", "starting", "stopped", "suspended", "created", "stopping", "replacing")
 """Of several machines that say they are ours the first is kept (the rule of systems that have met this)."""

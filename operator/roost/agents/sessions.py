@@ -85,10 +85,7 @@ class Sessions:
             return
         before, now = memory.heard, self._clock()
         memory.heard = Heard(beat, now, time.time())
-        window = (
-            memory.declared.spec.heartbeat.interval_seconds * memory.declared.spec.heartbeat.missed_before_unhealthy
-        )
-        world = memory.world
+        world, window = memory.world, memory.declared.silence_window
         starts = [t for t in (world.start_asked_at, *(m.up_since for m in world.machines or ())) if t is not None]
         # The first one after a start counts even if it says what the last one before it said: it went on where it was.
         awake = any(before is not None and before.at < start <= now for start in starts)

@@ -75,7 +75,7 @@ def keep(view: AgentView) -> Act | None:
         return None
     for old in _before(view, volume):
         empty = old.fresh == "empty"
-        if (empty or view.now >= _made_at(view, volume) + KEPT_SECONDS) and not _holder(view, old.id):
+        if (empty or view.now >= _made_at(view, volume) + KEPT_SECONDS) and not _on(view, old):
             why = "never used" if empty else "kept for seven days"
             return Act(DeleteVolume(old.id), Phase.UPDATING, f"deleting volume {old.id}, {why}")
     r = view.remembered
@@ -467,11 +467,6 @@ def _serial(view: AgentView, volume: VolumeSight) -> int:
 
 def _on(view: AgentView, volume: VolumeSight) -> list[MachineSight]:
     return [m for m in view.ours() if m.name == view.names.machine(volume.id)]
-
-
-def _holder(view: AgentView, volume_id: str) -> bool:
-    name = view.names.machine(volume_id)
-    return any(m.name == name for m in view.ours())
 
 
 def _made_at(view: AgentView, volume: VolumeSight) -> float:

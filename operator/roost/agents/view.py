@@ -47,6 +47,12 @@ class Declared:
         return self.spec.paused and not self.deleting and not self.revoked
 
     @property
+    def silence_window(self) -> float:
+        """Seconds without a heartbeat after which the agent counts as silent."""
+        h = self.spec.heartbeat
+        return float(h.interval_seconds * h.missed_before_unhealthy)
+
+    @property
     def wants_running(self) -> bool:
         return self.spec.desired_state == "Running" and not self.revoked
 
@@ -350,8 +356,7 @@ class AgentView:
 
     @property
     def silence_window(self) -> float:
-        h = self.declared.spec.heartbeat
-        return float(h.interval_seconds * h.missed_before_unhealthy)
+        return self.declared.silence_window
 
 
 # --- Actions: each is exactly one call at one API boundary. -----------------------------------------------------
