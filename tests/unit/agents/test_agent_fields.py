@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import structlog
-from operator_world import NAMESPACE, World, in_a_world, operator_world
 
 from flysim.hosts import Size
 from flysim.records import Host
+from operator_world import World, in_a_world, operator_world
 from roost.agents.sessions import Session
 from roost.kube.records import Key
+from store import NAMESPACE
 
 pytestmark = pytest.mark.looptime
 
