@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _operator(arguments: argparse.Namespace) -> int:
+    from roost.engine.leader import LeaseLost
     from roost.kube.client import KubeError
     from roost.kube.cluster import NoCluster, find_cluster
     from roost.kube.roots import LostRoots
@@ -53,14 +54,14 @@ def _operator(arguments: argparse.Namespace) -> int:
     try:
         settings, cluster = load(arguments.config), find_cluster(arguments.kubeconfig)
         if arguments.command == "doctor":
-            return asyncio.run(_doctor(cluster))
+            return asyncio.run(_doctor(cluster, settings.namespace))
         if arguments.command in housekeeping.COMMANDS:
             return housekeeping.run(arguments, settings, cluster)
         from roost.telemetry.logs import set_up
 
         set_up(settings.log_level)
         return _run(settings, cluster)
-    except (BadSettings, NoCluster, LostRoots, KubeError, OSError) as error:
+    except (BadSettings, NoCluster, LostRoots, LeaseLost, KubeError, OSError) as error:
         print(f"roost: {error}", file=sys.stderr)
         return 2 if arguments.command in housekeeping.COMMANDS else 1
 
@@ -77,13 +78,13 @@ def _run(settings: "Settings", cluster: "Cluster") -> int:
     return 0
 
 
-async def _doctor(cluster: "Cluster") -> int:
+async def _doctor(cluster: "Cluster", namespace: str) -> int:
     from roost.intake.checks import problems
     from roost.kube.client import Kube
     from roost.telemetry.metrics import Metrics
 
     async with Kube(cluster, Metrics()) as kube:
-        lacking = await problems(kube)
+        lacking = await problems(kube, namespace)
     for sentence in lacking:
         print(sentence)
     if not lacking:

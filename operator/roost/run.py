@@ -1,7 +1,9 @@
 """The operator's process: puts the rooms together, starts them in order, and takes them down in reverse.
 
-Order of start: settings, login, checks, roots, listing, endpoint, intake, engine. A room that fails ends the process
-with a sentence; Kubernetes starts it again, and it comes back without a write.
+Order of start: settings, login, checks, Lease, roots, listing, endpoint, intake; and, as soon as this replica leads,
+the engine. Until then it is a standby: it hears all that Kubernetes says, serves bundles, passes heartbeats on, and
+writes nothing. A room that fails ends the process with a sentence, as does the loss of the Lease; Kubernetes starts it
+again, and it comes back without a write.
 """
 
 import asyncio
@@ -9,18 +11,22 @@ import os
 import random
 import signal
 import time
+import uuid
 from contextlib import suppress
 
 import structlog
 from aiohttp import web
 
+from roost import __version__
 from roost.agents.memory import Installation, Memories
 from roost.agents.orgs import FlyToken, Orgs
 from roost.agents.reconcile import Agents
 from roost.agents.sessions import Sessions
 from roost.api.block import BadResource
+from roost.endpoint.relay import Relay
 from roost.endpoint.server import Endpoint
 from roost.engine.engine import Engine
+from roost.engine.leader import Leader, LeaseLost, NotLeading
 from roost.engine.queue import Lane
 from roost.fleets.reconcile import Fleets
 from roost.intake import checks, listing
@@ -39,6 +45,7 @@ from roost.telemetry.probes import probes
 
 log = structlog.get_logger(__name__)
 CHECK_AGAIN_SECONDS = 5.0
+ROOTS_AGAIN_SECONDS = 0.5
 SWEEP_SECONDS = 300.0
 LAG_SECONDS = 5.0
 """A loop that turns later than this is not alive."""
@@ -53,15 +60,19 @@ class Operator:
         self._metrics = Metrics()
         self._cache = Cache()
         self._closing = asyncio.Event()
-        self._ready = False
+        self._ready = self._acts = False
         self._beat_at = self._loop.time()
+        self._identity = f"{os.environ.get('HOSTNAME', 'roost')}_{uuid.uuid4().hex[:8]}"
+        self._agent = f"roost/{__version__} ({self._identity})"
         self._engine: Engine
+        self._memories: Memories
 
     async def run(self) -> None:
         """Runs until told to stop.
 
         Raises:
             LostRoots: the roots are gone while Agents exist.
+            LeaseLost: another replica leads, or may by now.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._closing.set)
@@ -69,27 +80,40 @@ class Operator:
             probes(self._metrics, self._alive, lambda: self._ready), self._settings.metrics.listen
         )
         try:
-            async with Kube(self._cluster, self._metrics) as kube:
-                await self._run(kube)
+            async with Kube(self._cluster, self._metrics, self._agent) as kube:
+                if not await self._until_able(kube):
+                    return
+                settings = self._settings
+                address = _reached_at(settings.endpoint.listen)
+                leader = Leader(kube, settings.namespace, settings.leader_election, self._identity, address)
+                self._metrics.leader.labels("roost").set_function(lambda: float(leader.leads))
+                election = asyncio.create_task(leader.run(), name="election")
+                try:
+                    await self._run(kube, leader)
+                finally:
+                    election.cancel()
+                    await asyncio.gather(election, return_exceptions=True)
+                    await leader.release()  # nothing that was begun is still under way
         finally:
             await probe_site.cleanup()
 
-    async def _run(self, kube: Kube) -> None:
-        here = await self._until_ready(kube)
+    async def _run(self, kube: Kube, leader: Leader) -> None:
+        writer = kube.fenced(leader.fence)
+        here = await self._roots(writer)
         if here is None:
             return
         roots, cluster = here
         settings, metrics, cache = self._settings, self._metrics, self._cache
         installation = Installation(roots, cluster, self._loop.time())
         table = SecretTable()
-        memories = Memories(installation, table)
-        objects = Objects(kube, cache, metrics)
-        recorder = Recorder(kube, self._loop.time, os.environ.get("HOSTNAME", "roost"))
+        memories = self._memories = Memories(installation, table)
+        objects = Objects(writer, cache, metrics)
+        recorder = Recorder(writer, self._loop.time, self._identity)
         agents = Agents(objects, cache, table, memories, settings, installation, recorder, metrics, self._loop.time)
         secrets = Secrets(
-            kube, objects, cache, table, roots.fingerprint, self._wake_agent, settings.secret_poll_seconds
+            writer, objects, cache, table, roots.fingerprint, self._wake_agent, settings.secret_poll_seconds
         )
-        fleets = Fleets(kube, objects, cache, recorder, metrics, self._wake_agent)
+        fleets = Fleets(writer, objects, cache, recorder, metrics, self._wake_agent)
         reconciles = {"Agent": agents.reconcile, "Fleet": fleets.reconcile, "Secret": secrets.reconcile}
         engine = self._engine = Engine(reconciles, metrics, random.Random(), in_flight=settings.in_flight)  # noqa: S311
         tokens = {
@@ -98,26 +122,38 @@ class Operator:
         }
         async with (
             asyncio.TaskGroup() as tasks,
-            Orgs(settings, tokens, metrics, tasks, agents.swept, agents.volumes_swept, agents.apps) as orgs,
+            Orgs(
+                settings,
+                tokens,
+                metrics,
+                tasks,
+                agents.swept,
+                agents.volumes_swept,
+                agents.apps,
+                fence=leader.fence,
+                user_agent=self._agent,
+            ) as orgs,
+            Relay(lambda: leader.leads, lambda: leader.leader_address) as relay,
         ):
             agents.connect(engine, orgs)
             for kind in listing.KINDS:
                 async for body in listing.objects(kube, kind):
                     self._told(None, record(body))
             sessions = Sessions(kube, cache, memories, installation, engine, self._loop.time)
-            for found in cache.of_kind("Agent"):
-                with suppress(BadResource):  # its reconcile says so in its status
-                    memories.of(found, self._loop.time())  # so that the first heartbeats find their agent
-            endpoint = Endpoint(sessions, metrics, lambda: self._ready, self._closing).application()
+            endpoint = Endpoint(sessions, metrics, lambda: self._ready, self._closing, relay).application()
             site = await _serve(endpoint, settings.endpoint.listen)
             intake = Intake(self._cluster, self._told)
             intake.start()
-            rooms = {"engine": engine.run(), "sweep": self._sweep(kube), "lag": self._measure_lag()}
+            rooms = {"sweep": self._sweep(kube), "lag": self._measure_lag()}
             work = [tasks.create_task(room, name=name) for name, room in rooms.items()]
             self._ready = True
             log.info("ready", agents=sum(1 for _ in cache.of_kind("Agent")), owner=roots.owner_id)
-            await self._closing.wait()
+            if await self._first_of(leader.acquired):
+                self._act()
+                work.append(tasks.create_task(engine.run(), name="engine"))
+                await self._first_of(leader.lost)
             log.info("stopping")
+            self._closing.set()
             self._ready = False
             await intake.stop()
             await site.cleanup()
@@ -125,27 +161,63 @@ class Operator:
             for task in work:
                 task.cancel()
         await recorder.flush()
+        if leader.lost.is_set():
+            raise LeaseLost("this replica was the leader and is no longer: it ends, to come back as a standby")
 
-    async def _until_ready(self, kube: Kube) -> tuple[Roots, str] | None:
-        """Roots and cluster, as soon as the cluster has what we need; None when told to stop before."""
+    async def _first_of(self, event: asyncio.Event) -> bool:
+        """Whether it happens before we are told to stop."""
+        waits = [asyncio.ensure_future(e.wait()) for e in (event, self._closing)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return event.is_set() and not self._closing.is_set()
+
+    def _act(self) -> None:
+        """From now on this replica is the one that works: on everything that there is."""
+        self._memories.begin(self._loop.time())
+        self._acts = True
+        for kind in listing.KINDS:
+            for found in self._cache.of_kind(kind):
+                self._add(found.key, Lane.BACKGROUND)
+
+    async def _until_able(self, kube: Kube) -> bool:
+        """True as soon as the cluster has what we need, False when told to stop before."""
         told: list[str] = []
         while not self._closing.is_set():
             try:
-                lacking = await checks.problems(kube)
+                lacking = await checks.problems(kube, self._settings.namespace)
                 if not lacking:
-                    return await load_roots(kube, self._settings.namespace), await checks.cluster_uid(kube)
+                    return True
             except KubeError as error:
                 lacking = [f"the Kubernetes API does not answer: {error}"]
             if lacking != told:
                 for sentence in lacking:
                     log.error("can not start yet", problem=sentence)
                 told = lacking
+            await self._pause(CHECK_AGAIN_SECONDS)
+        return False
+
+    async def _roots(self, kube: Kube) -> tuple[Roots, str] | None:
+        """Roots and cluster; a standby waits until the leader has made them. None when told to stop before."""
+        while not self._closing.is_set():
             try:
-                async with asyncio.timeout(CHECK_AGAIN_SECONDS):
-                    await self._closing.wait()
-            except TimeoutError:
-                pass
+                return await load_roots(kube, self._settings.namespace), await checks.cluster_uid(kube)
+            except NotLeading:
+                await self._pause(ROOTS_AGAIN_SECONDS)
+            except KubeError as error:
+                log.error("can not start yet", problem=f"the Kubernetes API does not answer: {error}")
+                await self._pause(CHECK_AGAIN_SECONDS)
         return None
+
+    async def _pause(self, seconds: float) -> None:
+        """Lets time pass, unless we are told to stop."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            pass
 
     # --- News --------------------------------------------------------------------------------------------------
 
@@ -158,29 +230,39 @@ class Operator:
         before = self._cache.put(new)
         if self._cache.get(new.key) is not new:
             return
+        if not self._acts and new.key.kind == "Agent":
+            with suppress(BadResource):  # the leader says so in its status
+                self._memories.of(new, self._loop.time())  # so that its calls find their agent
         if before is None or before.uid != new.uid:
-            self._engine.add(new.key, Lane.USER if kind is not None else Lane.BACKGROUND)
+            self._add(new.key, Lane.USER if kind is not None else Lane.BACKGROUND)
         elif _says_something(before, new):
-            self._engine.add(new.key, Lane.USER)
+            self._add(new.key, Lane.USER)
         self._wake_fleet(new)
 
     def _gone(self, old: Record) -> None:
         self._cache.drop(old.key, old.uid)
-        self._engine.add(old.key, Lane.USER)
+        if not self._acts:
+            self._memories.forget(old.key)
+        self._add(old.key, Lane.USER)
         self._wake_fleet(old)
+
+    def _add(self, key: Key, lane: Lane) -> None:
+        """A standby keeps no list of what to do: whoever becomes leader looks at everything."""
+        if self._acts:
+            self._engine.add(key, lane)
 
     def _wake_fleet(self, member: Record) -> None:
         if member.owner_uid is not None and (fleet := member.labels.get("roost.dev/fleet")):
-            self._engine.add(Key("Fleet", member.key.namespace, fleet), Lane.BACKGROUND)
+            self._add(Key("Fleet", member.key.namespace, fleet), Lane.BACKGROUND)
 
     def _wake_agent(self, key: Key) -> None:
         found = self._cache.get(key)
         leaving = found is not None and found.deleting  # nobody waits for it, and its wait need not be cut short
-        self._engine.add(key, Lane.BACKGROUND if leaving else Lane.USER)
+        self._add(key, Lane.BACKGROUND if leaving else Lane.USER)
 
     def _wake_all(self) -> None:
         for found in self._cache.of_kind("Agent"):
-            self._engine.add(found.key, Lane.BACKGROUND)
+            self._add(found.key, Lane.BACKGROUND)
 
     async def _sweep(self, kube: Kube) -> None:
         """Finds deletions that fell into a gap of the watch."""
@@ -223,6 +305,13 @@ def _says_something(before: Record, new: Record) -> bool:
         or ("conditions" in before.status and "conditions" not in new.status)  # wiped: none of our writes does that
         or ("orphan" in before.finalizers) != ("orphan" in new.finalizers)
     )
+
+
+def _reached_at(listen: str) -> str:
+    """Where another replica reaches this one's endpoint: by the Pod's address, or where it listens on a laptop."""
+    host, _, port = listen.rpartition(":")
+    host = os.environ.get("POD_IP") or host.strip("[]") or "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _serve(app: web.Application, listen: str) -> web.AppRunner:

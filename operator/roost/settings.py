@@ -4,10 +4,10 @@ Nothing here belongs to one Agent: what a user declares is in the resources, wha
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -80,6 +80,23 @@ class Defaults(_Block):
     regions: Annotated[tuple[str, ...], Field(min_length=1)] = ("iad",)
 
 
+class LeaderElection(_Block):
+    """Which replica works: as Kubernetes' own components do it, with their names and defaults."""
+
+    lease_seconds: int = Field(15, ge=1, le=3600, description="how long a standby waits for a leader that is not heard")
+    renew_seconds: Seconds = 10
+    retry_seconds: Seconds = 2
+
+    @model_validator(mode="after")
+    def _leave_room(self) -> Self:
+        if not self.lease_seconds > self.renew_seconds > self.retry_seconds:
+            raise ValueError(
+                "leaseSeconds must be more than renewSeconds, and that more than retrySeconds (15, 10 and 2): else two "
+                "replicas could act at once"
+            )
+        return self
+
+
 class Settings(_Block):
     """All settings. `load` reads a file; a missing key has the default written here."""
 
@@ -87,6 +104,7 @@ class Settings(_Block):
     metrics: Metrics = Metrics()
     fly: Fly = Fly()
     defaults: Defaults = Defaults()
+    leader_election: LeaderElection = LeaderElection()
     adopt_from_cluster: str = Field(
         "",
         description="the kube-system uid of a cluster that is gone for good and whose machines this one takes over; "

@@ -15,9 +15,13 @@ from roost_agent.contract import Heartbeat
 from roost_agent.contract.wire import instant
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Installation:
-    """Which Roost this is: its roots, the cluster it lives in, and when it began to listen (clock seconds)."""
+    """Which Roost this is: its roots, the cluster it lives in, and when it began to act and to listen (clock seconds).
+
+    A standby begins when it becomes the leader: heartbeats come to it, and the leader before may have sent calls, from
+    then on.
+    """
 
     roots: Roots
     cluster: str
@@ -153,6 +157,12 @@ class Memories:
         memory.incarnation = pinned or memory.incarnation
         self._secrets.uses(found.key, bundle.refs_of(memory.declared))
         return memory
+
+    def begin(self, now: float) -> None:
+        """This process acts from now on: whatever another has done meanwhile to any of them is not known here."""
+        self._here.started_at = now
+        for memory in self._by_key.values():
+            memory.world = World(quiet_since=now)
 
     def forget(self, key: Key) -> Memory | None:
         memory = self._by_key.pop(key, None)

@@ -14,6 +14,7 @@ from typing import Self
 import httpx
 import structlog
 
+from roost import __version__
 from roost.fly.client import Fly
 from roost.fly.refresher import Health, Refresher, State, Sweep, VolumeSweep
 from roost.kube.client import Gone, Kube, KubeError, core_secret
@@ -36,6 +37,7 @@ class FlyToken:
         self._value: str | None = None
         self._read_at: float | None = None
         self._lock = asyncio.Lock()
+        self.changes = 0
 
     async def __call__(self) -> str | None:
         """The token as it is now; None when the Secret or its key is missing. An old one while Kubernetes is away."""
@@ -71,6 +73,7 @@ class FlyToken:
             first, self._read_at = self._read_at is None, time.monotonic()
         if self._value != before and not first:
             log.info("the Fly token has changed")
+            self.changes += 1
             self._on_change()
 
 
@@ -98,6 +101,8 @@ class Orgs:
         on_volumes: Callable[[str, str, VolumeSweep], None],
         apps: Callable[[str, str], Iterable[str]],
         transport: httpx.AsyncBaseTransport | None = None,
+        fence: Callable[[], None] = lambda: None,
+        user_agent: str = f"roost/{__version__}",
     ) -> None:
         self._settings, self._metrics, self._tasks = settings, metrics, tasks
         self._on_sweep, self._on_volumes, self._apps = on_sweep, on_volumes, apps
@@ -105,7 +110,15 @@ class Orgs:
         self._running = [tasks.create_task(t.watch(), name=f"token {name}") for name, t in tokens.items()]
         clock, url = asyncio.get_running_loop().time, settings.fly.base_url
         self.flies = {
-            name: Fly(token, metrics.fly_called, base_url=url, clock=clock, transport=transport)
+            name: Fly(
+                token,
+                metrics.fly_called,
+                base_url=url,
+                clock=clock,
+                transport=transport,
+                fence=fence,
+                user_agent=user_agent,
+            )
             for name, token in tokens.items()
         }
         metrics.fly_breaker_open.set_function(lambda: float(sum(fly.silent for fly in self.flies.values())))

@@ -2,8 +2,8 @@
 
 Promises: a stranger gets the same 403 for a wrong token and for an agent that does not exist, after equal work; a body
 over the limit is refused unread (413); nothing is served before the cache is in sync (503); a held heartbeat is
-answered within its wait, at shutdown, and as soon as its sender may not call any more. Never logs a token, a body or a
-value.
+answered within its wait, at shutdown, and as soon as its sender may not call any more. Any replica serves bundles; a
+heartbeat is heard by the leader, to whom a standby passes it on. Never logs a token, a body or a value.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from prometheus_client import Counter
 from pydantic import ValidationError
 
 from roost.agents.sessions import NotNow, Session, Sessions
+from roost.endpoint.relay import NoLeader, Relay
 from roost.kube.client import KubeError
 from roost.telemetry.metrics import Metrics
 from roost_agent.contract import (
@@ -49,8 +50,11 @@ class Problem(Exception):
 class Endpoint:
     """The web application; `ready` says whether the cache is in sync."""
 
-    def __init__(self, sessions: Sessions, metrics: Metrics, ready: Callable[[], bool], closing: asyncio.Event) -> None:
+    def __init__(
+        self, sessions: Sessions, metrics: Metrics, ready: Callable[[], bool], closing: asyncio.Event, relay: Relay
+    ) -> None:
         self._sessions, self._metrics, self._ready, self._closing = sessions, metrics, ready, closing
+        self._relay = relay
 
     def application(self) -> web.Application:
         """Routes of the contract, canonical and alias."""
@@ -94,13 +98,32 @@ class Endpoint:
 
     async def _heartbeat(self, request: web.Request) -> web.Response:
         session, wait = self._who(request), _wait(request)
-        beat = _parsed(await self._body(request))
+        body = await self._body(request)
+        if self._relay.needed:
+            return await self._pass_on(request, body)
+        beat = _parsed(body)
         self._current(session, request.headers.get(MACHINE_ID_HEADER), beat.machine_id)
         self._sessions.hear(session, beat)
         due = self._sessions.due(session, beat) or (await self._hold(request, beat, wait) if wait else [])
         interval = self._sessions.interval(session)
         answer = HeartbeatAnswer(commands=due, next_heartbeat_seconds=interval)
         return web.Response(text=answer.model_dump_json(by_alias=True), content_type="application/json")
+
+    async def _pass_on(self, request: web.Request, body: bytes) -> web.Response:
+        """The leader's answer; at shutdown the agent is sent to another replica at once."""
+        answer = asyncio.ensure_future(self._relay.pass_on(request, body))
+        closing = asyncio.ensure_future(self._closing.wait())
+        try:
+            await asyncio.wait({answer, closing}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise Problem(503, "not_now", "this replica goes away", retry_after=1)
+        except NoLeader as error:
+            raise Problem(503, "no_leader", str(error), retry_after=2) from error
+        finally:
+            for task in (answer, closing):
+                task.cancel()
+            await asyncio.gather(answer, closing, return_exceptions=True)
 
     async def _hold(self, request: web.Request, beat: Heartbeat, seconds: float) -> list[Command]:
         """Holds the answer until there is a command, the wait is over, or the operator goes away.

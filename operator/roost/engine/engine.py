@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
+from roost.engine.leader import NotLeading
 from roost.engine.queue import Lane, Turn, WorkQueue
 from roost.kube.client import Conflict, KubeError
 from roost.kube.records import Key
@@ -157,6 +158,9 @@ class Engine:
             delay = self.queue.failed(key)
             self._metrics.reconcile_errors.labels(key.kind).inc()
             log.warning("Kubernetes did not take it", key=str(key), error=str(error), retry_in=round(delay, 2))
+        except NotLeading as error:
+            self.queue.failed(key)
+            log.info("left to the next leader", key=str(key), why=str(error))
         except Exception:
             # Nobody foresaw it: the key must come back all the same.
             delay = self.queue.failed(key)

@@ -70,7 +70,7 @@ class Fleets:
         self._recorder, self._metrics, self._wake = recorder, metrics, wake
         self._memories: dict[Key, _Memory] = {}
 
-    async def reconcile(self, key: Key, _news: News) -> Again:
+    async def reconcile(self, key: Key, news: News) -> Again:
         """One look at one Fleet."""
         for _ in range(CALLS_PER_TURN):
             found = self._cache.get(key)
@@ -82,6 +82,8 @@ class Fleets:
             move = step(view)
             if isinstance(move, Rest):
                 return await self._rest(found, view, move)
+            if news.last_call:
+                return Again(after=0.0)
             if not await self._act(move, found, memory):
                 break
         return Again(backoff=True)

@@ -108,6 +108,8 @@ class Fly:
         clock: monotonic seconds, in step with the event loop's sleep; for the rate limits and durations.
         transport: in place of the network, for a simulator in the same process.
         max_throttle_seconds: a call whose turn comes later is refused as RateLimited, without being sent.
+        fence: called right before a change is sent; what it raises keeps it from being sent, and is raised on.
+        user_agent: who Fly is told that we are.
     """
 
     def __init__(
@@ -119,17 +121,19 @@ class Fly:
         clock: Callable[[], float] = time.monotonic,
         transport: httpx.AsyncBaseTransport | None = None,
         max_throttle_seconds: float = _THROTTLE_SECONDS,
+        fence: Callable[[], None] = lambda: None,
+        user_agent: str = f"roost/{__version__}",
     ) -> None:
         self._token, self._observer, self._clock = token, observer, clock
         self._base = base_url.rstrip("/") + "/v1"
         self._limits = Limits(clock)
         self._breaker = Breaker(clock, random.Random())  # noqa: S311 - jitter
         self._silent_since = ""
-        self._max_throttle = max_throttle_seconds
+        self._max_throttle, self._fence = max_throttle_seconds, fence
         self._known_token = ""
         self._authorization: str | None = None
         self._http = httpx.AsyncClient(
-            headers={"User-Agent": f"roost/{__version__}", "Accept": "application/json"},
+            headers={"User-Agent": user_agent, "Accept": "application/json"},
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),  # `_send` bounds the whole call
             follow_redirects=False,
             transport=transport or _transport(self._base),
@@ -675,6 +679,8 @@ class Fly:
             headers=headers,
             content=None if body is None else _json(op, body),
         )
+        if not is_read(op):
+            self._fence()
         started, outcome = self._breaker.sent(), "cancelled"
         try:
             answer, content = await self._send(op, request, seconds)

@@ -3,9 +3,12 @@
 `doctor` and `run` share it: each problem is one sentence with its remedy.
 """
 
+from roost.engine.leader import LEASE_NAME
 from roost.kube.client import Gone, Kube
 
 _GROUP = "roost.dev"
+_LEASES = ("coordination.k8s.io", "leases", ("get", "create", "update"))
+"""In the operator's own namespace alone."""
 _NEEDED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (_GROUP, "agents", ("get", "list", "watch", "patch", "create", "delete")),
     (_GROUP, "fleets", ("get", "list", "watch", "patch")),
@@ -19,8 +22,8 @@ _NEEDED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 
 
-async def problems(kube: Kube) -> list[str]:
-    """What is missing, as sentences with remedies; empty when all is there.
+async def problems(kube: Kube, namespace: str) -> list[str]:
+    """What is missing, as sentences with remedies; empty when all is there. `namespace` is the operator's own.
 
     Raises:
         KubeError: the API server can't be asked at all.
@@ -34,17 +37,18 @@ async def problems(kube: Kube) -> list[str]:
         for k in ("agents", "fleets", "secrets")
         if k not in found
     ]
-    for group, resource, verbs in _NEEDED:
+    for scope, (group, resource, verbs) in [*(("", needed) for needed in _NEEDED), (namespace, _LEASES)]:
         for verb in verbs:
-            if not await _may(kube, group, resource, verb):
+            if not await _may(kube, group, resource, verb, scope):
                 name = f"{resource}.{group}" if group else resource
                 lacking.append(f"may not {verb} {name}: kubectl apply -k manifests/base grants it")
     return lacking
 
 
-async def _may(kube: Kube, group: str, resource: str, verb: str) -> bool:
+async def _may(kube: Kube, group: str, resource: str, verb: str, namespace: str) -> bool:
     kind, _, sub = resource.partition("/")
     attributes = {"group": group, "resource": kind, "verb": verb} | ({"subresource": sub} if sub else {})
+    attributes |= {"namespace": namespace, "name": LEASE_NAME} if namespace else {}
     body = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",

@@ -4,7 +4,8 @@ Thin because a hot status write through the official client costs more than twic
 types below; a warning about an unknown field in our own write is logged as the defect it is.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -48,7 +49,7 @@ class Refused(KubeError):
 
 
 class Unreachable(KubeError):
-    """No answer, 401, 429 or 5xx: whether a write took effect is unknown, time may heal it."""
+    """No answer, no whole one, 401, 429 or 5xx: whether a write took effect is unknown, time may heal it."""
 
 
 def _error(call: str, status: int, message: str) -> KubeError:
@@ -60,14 +61,21 @@ def _error(call: str, status: int, message: str) -> KubeError:
 class Kube:
     """Calls of one process to one API server. Use as an async context manager."""
 
-    def __init__(self, cluster: Cluster, metrics: Metrics) -> None:
-        self._cluster, self._metrics = cluster, metrics
+    def __init__(self, cluster: Cluster, metrics: Metrics, user_agent: str = f"roost/{__version__}") -> None:
+        self._cluster, self._metrics, self._user_agent = cluster, metrics, user_agent
+        self._fence: Callable[[], None] = lambda: None
+
+    def fenced(self, fence: Callable[[], None]) -> "Kube":
+        """The same connection for those who may write only while `fence` lets them: what it raises is raised on."""
+        guarded = copy.copy(self)
+        guarded._fence = fence  # noqa: SLF001 - of the same class
+        return guarded
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             self._cluster.server,
             connector=aiohttp.TCPConnector(ssl=self._cluster.ssl_context(), limit=64),
-            headers={"User-Agent": f"roost/{__version__}", "Accept": "application/json"},
+            headers={"User-Agent": self._user_agent, "Accept": "application/json"},
             timeout=_TIMEOUT,
         )
         return self
@@ -113,6 +121,8 @@ class Kube:
             headers = {"Content-Type": _CONTENT_TYPES[kind]}
             if token := self._cluster.token(fresh=fresh):
                 headers["Authorization"] = f"Bearer {token}"
+            if method != "GET":
+                self._fence()
             try:
                 async with self._session.request(method, path, data=data, params=params, headers=headers) as answer:
                     content = await answer.read()
@@ -126,7 +136,10 @@ class Kube:
             if body is not None and "unknown field" in warning:
                 log.error("a write of ours names a field the CRD does not have", call=call, warning=warning)
         if answer.status < 300:
-            result: Body = orjson.loads(content) if content else {}
+            try:
+                result: Body = orjson.loads(content) if content else {}
+            except orjson.JSONDecodeError as error:  # half an answer, or a login page
+                raise Unreachable(call, 0, f"the answer is not JSON: {error}") from error
             return result
         raise _error(call, answer.status, _message(content))
 

@@ -74,6 +74,9 @@ class Metrics:
         self.fly_throttled = Counter(
             "fly_api_throttled_seconds", "Seconds that calls waited for our own rate limits.", registry=r
         )
+        self.leader = Gauge(
+            "leader_election_master_status", "1 while this replica is the one that acts.", ["name"], registry=r
+        )
         self.agents = Gauge("roost_agents", "Agents by phase.", ["phase"], registry=r)
         self.time_to_ready = Histogram(
             "roost_agent_time_to_ready_seconds",
@@ -104,6 +107,15 @@ class Metrics:
         )
         self.recoveries = Counter("roost_recoveries", "Machines restarted because their agent was silent.", registry=r)
         self.loop_lag = Gauge("roost_event_loop_lag_seconds", "How late the event loop runs timers.", registry=r)
+        self.intake_age = Gauge(
+            "roost_intake_loop_age_seconds", "How long ago the event loop of the watches last turned.", registry=r
+        )
+        self.intake_restarts = Counter("roost_intake_restarts", "Times the watches were started anew.", registry=r)
+        self.intake_deaf = Gauge(
+            "roost_intake_deaf_sweeps",
+            "Sweeps in a row that found changes of which the watches had not told.",
+            registry=r,
+        )
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:
         self.reconcile_total.labels(kind, result).inc()

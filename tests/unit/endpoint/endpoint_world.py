@@ -21,6 +21,7 @@ from roost.agents import bundle
 from roost.agents.memory import Installation, Memories, Memory
 from roost.agents.names import derive, heartbeat_token
 from roost.agents.sessions import Sessions
+from roost.endpoint.relay import Relay
 from roost.endpoint.server import Endpoint
 from roost.engine.engine import Engine
 from roost.kube.client import Kube
@@ -83,7 +84,9 @@ class EndpointWorld:
         self.engine = Engine({}, metrics, random.Random(1))
         self.sessions = Sessions(kube, self.cache, self.memories, here, self.engine, self.clock)
         self.ready, self.closing = True, asyncio.Event()
-        self.endpoint = Endpoint(self.sessions, metrics, lambda: self.ready, self.closing)
+        self.leads, self.leader = True, ""
+        self.relay = Relay(lambda: self.leads, lambda: self.leader or None)
+        self.endpoint = Endpoint(self.sessions, metrics, lambda: self.ready, self.closing, self.relay)
         self.port = 0
         self.http: aiohttp.ClientSession
         self._versions = 1
@@ -260,7 +263,10 @@ async def endpoint_world() -> AsyncIterator[EndpointWorld]:
         site = await _serve(world.endpoint.application(), "127.0.0.1:0")
         world.port = site.addresses[0][1]
         timeout = aiohttp.ClientTimeout(total=DEADLINE * 4)
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{world.port}", timeout=timeout) as world.http:
+        async with (
+            world.relay,
+            aiohttp.ClientSession(f"http://127.0.0.1:{world.port}", timeout=timeout) as world.http,
+        ):
             yield world
         world.closing.set()
         await site.cleanup()

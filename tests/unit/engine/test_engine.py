@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from roost.engine.engine import GONE, Again, Engine, News
+from roost.engine.leader import NotLeading
 from roost.engine.queue import Lane
 from roost.kube.client import Conflict, Unreachable
 from roost.kube.records import Key
@@ -159,6 +160,15 @@ async def test_a_conflict_is_news_and_no_error() -> None:
     assert 0.5 <= gaps[1] <= 1.01
     assert 1.0 <= gaps[2] <= 2.01
     assert logs == []
+    assert not metrics.registry.get_sample_value("controller_runtime_reconcile_errors_total", {"controller": "Agent"})
+
+
+async def test_what_the_fence_keeps_back_is_no_error_and_not_forgotten() -> None:
+    metrics = Metrics()
+    diary = Diary(NotLeading("the Lease is too old"))
+    async with working(diary, metrics=metrics) as engine:
+        engine.add(ADA)
+        await diary.wait(2)
     assert not metrics.registry.get_sample_value("controller_runtime_reconcile_errors_total", {"controller": "Agent"})
 
 

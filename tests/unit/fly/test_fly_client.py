@@ -48,6 +48,22 @@ async def fly(server: Server, observed: Observed) -> AsyncIterator[Fly]:
         yield fly
 
 
+async def test_behind_a_closed_fence_nothing_is_changed_and_all_can_be_read(server: Server) -> None:
+    class Closed(Exception): ...
+
+    def fence() -> None:
+        raise Closed
+
+    async with Fly(token, Observed(), base_url=server.url, fence=fence) as fly:
+        with pytest.raises(Closed):
+            await fly.create_app("ag-1", "personal", None)
+        with pytest.raises(Closed):
+            await fly.delete_volume("ag-1", "vol_1")
+        server.answers = [answer(MACHINE)]
+        await fly.get_machine("ag-1", "m1")
+    assert [asked.method for asked in server.asked] == ["GET"]
+
+
 def answer(data: Any, status: int = 200, **headers: str) -> web.Response:
     return web.Response(status=status, text=json.dumps(data), headers={"fly-request-id": "01J-ams", **headers})
 

@@ -1,0 +1,71 @@
+"""Passes a heartbeat that came to a standby on to the leader, whose address stands in the Lease.
+
+Promises: the leader's answer arrives as it is; without one the agent is asked to come again (503). A heartbeat is
+passed on once at most, whatever the replicas believe of each other. Never logs a token or a body.
+"""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from aiohttp import web
+
+from roost_agent.contract import MACHINE_ID_HEADER, MAX_WAIT_SECONDS, TOKEN_HEADER
+
+PASSED_ON_HEADER = "X-Roost-Passed-On"
+_CONNECT_SECONDS = 2.0
+_MARGIN_SECONDS = 10.0
+_THEIRS = ("Authorization", TOKEN_HEADER, MACHINE_ID_HEADER, "Content-Type")
+_BACK = ("Content-Type", "Retry-After")
+
+
+class NoLeader(Exception):
+    """Nobody takes heartbeats just now; the message says why."""
+
+
+class Relay:
+    """The way to the leader. Use as an async context manager.
+
+    Args:
+        leads: whether this replica is the leader, so that nothing is to be passed on.
+        address: the leader's endpoint, scheme, host and port; None while nobody is known to lead.
+    """
+
+    def __init__(self, leads: Callable[[], bool], address: Callable[[], str | None]) -> None:
+        self._leads, self._address = leads, address
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(total=MAX_WAIT_SECONDS + _MARGIN_SECONDS, connect=_CONNECT_SECONDS)
+        self._session = aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    @property
+    def needed(self) -> bool:
+        """Whether heartbeats are another replica's business."""
+        return not self._leads()
+
+    async def pass_on(self, request: web.Request, body: bytes) -> web.Response:
+        """The leader's answer.
+
+        Raises:
+            NoLeader: there is none that answers.
+        """
+        address = self._address()
+        if address is None or PASSED_ON_HEADER in request.headers:
+            raise NoLeader("no replica of the operator is known to lead")
+        headers = {name: request.headers[name] for name in _THEIRS if name in request.headers} | {PASSED_ON_HEADER: "1"}
+        try:
+            async with self._session.post(
+                f"{address}{request.rel_url}", data=body, headers=headers, allow_redirects=False
+            ) as answer:
+                content = await answer.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise NoLeader("the leader does not answer") from error
+        back = {name: answer.headers[name] for name in _BACK if name in answer.headers}
+        return web.Response(status=answer.status, body=content, headers=back)
