@@ -30,7 +30,8 @@ from roost.engine.leader import Leader, LeaseLost, NotLeading
 from roost.engine.queue import Lane
 from roost.fleets.reconcile import Fleets
 from roost.intake import checks, listing
-from roost.intake.watch import Intake
+from roost.intake.sweep import DEAF_SWEEPS, Sweep
+from roost.intake.watch import HUNG_SECONDS, Intake
 from roost.kube.client import Kube, KubeError
 from roost.kube.cluster import Cluster
 from roost.kube.events import Recorder
@@ -46,7 +47,6 @@ from roost.telemetry.probes import probes
 log = structlog.get_logger(__name__)
 CHECK_AGAIN_SECONDS = 5.0
 ROOTS_AGAIN_SECONDS = 0.5
-SWEEP_SECONDS = 300.0
 LAG_SECONDS = 5.0
 """A loop that turns later than this is not alive."""
 
@@ -66,6 +66,8 @@ class Operator:
         self._agent = f"roost/{__version__} ({self._identity})"
         self._engine: Engine
         self._memories: Memories
+        self._intake: Intake
+        self._sweep: Sweep
 
     async def run(self) -> None:
         """Runs until told to stop.
@@ -142,9 +144,10 @@ class Operator:
             sessions = Sessions(kube, cache, memories, installation, engine, self._loop.time)
             endpoint = Endpoint(sessions, metrics, lambda: self._ready, self._closing, relay).application()
             site = await _serve(endpoint, settings.endpoint.listen)
-            intake = Intake(self._cluster, self._told)
+            intake = self._intake = Intake(self._cluster, self._told, metrics)
+            self._sweep = Sweep(kube, cache, self._gone, intake.restart, metrics)
             intake.start()
-            rooms = {"sweep": self._sweep(kube), "lag": self._measure_lag()}
+            rooms = {"sweep": self._sweep.run(), "lag": self._measure_lag()}
             work = [tasks.create_task(room, name=name) for name, room in rooms.items()]
             self._ready = True
             log.info("ready", agents=sum(1 for _ in cache.of_kind("Agent")), owner=roots.owner_id)
@@ -240,7 +243,7 @@ class Operator:
         self._wake_fleet(new)
 
     def _gone(self, old: Record) -> None:
-        self._cache.drop(old.key, old.uid)
+        self._cache.bury(old.key, old.uid)
         if not self._acts:
             self._memories.forget(old.key)
         self._add(old.key, Lane.USER)
@@ -264,23 +267,6 @@ class Operator:
         for found in self._cache.of_kind("Agent"):
             self._add(found.key, Lane.BACKGROUND)
 
-    async def _sweep(self, kube: Kube) -> None:
-        """Finds deletions that fell into a gap of the watch."""
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            for kind in listing.KINDS:
-                before = {r.key: r.uid for r in self._cache.of_kind(kind)}
-                try:
-                    there = await listing.keys(kube, kind)
-                except KubeError as error:
-                    log.info("sweep put off", kind=kind, error=str(error))
-                    continue
-                for key, uid in before.items():
-                    found = self._cache.get(key)
-                    # One that was made again under its name while the list was read is not in it, and is there.
-                    if key not in there and found is not None and found.uid == uid:
-                        self._gone(found)
-
     async def _measure_lag(self) -> None:
         """Measures how late the loop runs; the liveness probe reads it."""
         while True:
@@ -290,7 +276,12 @@ class Operator:
             self._metrics.loop_lag.set(max(0.0, self._beat_at - due))
 
     def _alive(self) -> bool:
-        return not self._ready or self._loop.time() - self._beat_at < LAG_SECONDS + 1.0
+        """What only a new process helps against: a loop that hangs, ours or kopf's, or an intake that stays deaf."""
+        return not self._ready or (
+            self._loop.time() - self._beat_at < LAG_SECONDS + 1.0
+            and self._intake.age() < HUNG_SECONDS
+            and self._sweep.deaf < DEAF_SWEEPS
+        )
 
 
 def _says_something(before: Record, new: Record) -> bool:

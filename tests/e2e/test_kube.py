@@ -394,8 +394,8 @@ async def test_a_listing_of_many_pages_is_whole(world: World, monkeypatch: pytes
     names = {f"a-{n}" for n in range(5)}
     for name in names:
         world.make("Agent", name, RUNTIME)
-    keys = await listing.keys(world.kube, "Agent")
-    assert {k.name for k in keys if k.namespace == world.namespace} == names
+    found = [o["metadata"] async for o in listing.objects(world.kube, "Agent")]
+    assert sorted(m["name"] for m in found if m["namespace"] == world.namespace) == sorted(names)
 
 
 # --- Events ----------------------------------------------------------------------------------------------------------
@@ -801,9 +801,13 @@ async def test_a_deleted_fleet_takes_its_members_from_the_highest_down_and_leave
 
 
 async def test_orphan_deletion_lets_the_members_live(world: World) -> None:
-    """The garbage collector sets them free at its own time; we may hear of the Fleet before we hear of them."""
+    """The garbage collector sets them free at its own time; we may hear of the Fleet before we hear of them.
+
+    It also patches the Fleet's revisions, whose data is immutable to the byte.
+    """
     room = FleetRoom(world)
-    world.make("Fleet", "support", fleet_spec(3))
+    script = "cd /data && exec sleep <<<\u2028 infinity >/dev/null"
+    world.make("Fleet", "support", fleet_spec(3, runtime={"kind": "Command", "command": ["bash", "-c", script]}))
     await room.look()
     world.kubectl("delete", "fleets.roost.dev", "support", "--cascade=orphan", "--wait=false")
     await until(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 PREFIX = "roost.dev/"
+MOST_BURIED = 10_000
 
 
 class Key(NamedTuple):
@@ -66,10 +67,11 @@ def record(body: Mapping[str, Any]) -> Record:
 
 
 class Cache:
-    """The newest record of every object of ours. `put` and `drop` answer what changed."""
+    """The newest record of every object of ours. `put`, `drop` and `bury` answer what changed."""
 
     def __init__(self) -> None:
         self._records: dict[Key, Record] = {}
+        self._buried: dict[str, None] = {}
         self._by_owner: dict[str, set[Key]] = {}
 
     def get(self, key: Key) -> Record | None:
@@ -78,9 +80,11 @@ class Cache:
     def put(self, new: Record) -> Record | None:
         """Keeps a record unless it is older than what we have; answers the one it replaced.
 
-        Another uid under the same name is another object, whatever the versions say.
+        Another uid under the same name is another object, whatever the versions say; one that was buried is not kept.
         """
         old = self._records.get(new.key)
+        if new.uid in self._buried:
+            return old
         if old is not None and old.uid == new.uid and old.version > new.version:
             return old
         self._records[new.key] = new
@@ -98,6 +102,13 @@ class Cache:
         del self._records[key]
         self._unown(old)
         return old
+
+    def bury(self, key: Key, uid: str) -> Record | None:
+        """Forgets an object whose end was told: what is told of it later, by a list that lags behind, is old."""
+        self._buried[uid] = None
+        if len(self._buried) > MOST_BURIED:
+            del self._buried[next(iter(self._buried))]
+        return self.drop(key, uid)
 
     def owned_by(self, uid: str) -> list[Record]:
         """The objects whose controller has this uid."""
