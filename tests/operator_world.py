@@ -1,9 +1,9 @@
 """The whole Agents' room on virtual time: the real operator, against the simulated Fly, in one process.
 
-Real are `Agents`, `Secrets`, the engine, `Orgs` with refresher and Fly client, memories, sessions, the cache, `Objects`
-and `Recorder`. Doubled is Kubernetes alone: `Store` keeps objects in memory and answers what the API server would
-(versions, conflicts, finalizers), behind the same methods as `roost.kube.client.Kube`. Fly is `flysim` with virtual
-machines; in each runs an `Inmate`, which beats as the supervisor does.
+Real are `Agents`, `Fleets`, `Secrets`, the engine, `Orgs` with refresher and Fly client, memories, sessions, the cache,
+`Objects` and `Recorder`. Doubled is Kubernetes alone: `Store` keeps objects in memory and answers what the API server
+would (versions, conflicts, finalizers), behind the same methods as `roost.kube.client.Kube`. Fly is `flysim` with
+virtual machines; in each runs an `Inmate`, which beats as the supervisor does.
 
     pytestmark = pytest.mark.looptime
 
@@ -60,12 +60,14 @@ from roost.agents.sessions import Sessions
 from roost.api.agent import parse_agent_spec
 from roost.engine.engine import Engine
 from roost.engine.queue import Lane
+from roost.fleets import reconcile as fleets_room
+from roost.fleets.reconcile import Fleets
 from roost.kube.client import Body
 from roost.kube.events import Recorder
 from roost.kube.objects import Objects, condition
 from roost.kube.records import Cache, Key, Record
 from roost.kube.roots import Roots
-from roost.run import _says_something
+from roost.run import lane_of
 from roost.secrets import reconcile as secrets_room
 from roost.secrets.reconcile import Secrets
 from roost.secrets.state import SecretTable
@@ -89,22 +91,23 @@ class Operator:
     """The rooms of one process over a store and a Fly, put together as `roost.run` does."""
 
     def __init__(self, store: Any, settings: Settings, cluster: str, transport: SimTransport, seed: int) -> None:
-        loop = asyncio.get_running_loop()
+        loop, kube = asyncio.get_running_loop(), store.kube
         self._settings, self._transport = settings, transport
         self.metrics, self.cache, table = Metrics(), Cache(), SecretTable()
         here = Installation(ROOTS, cluster, loop.time())
         self.memories = Memories(here, table)
-        objects, recorder = Objects(store, self.cache, self.metrics), Recorder(store, loop.time, "roost")
+        objects, recorder = Objects(kube, self.cache, self.metrics), Recorder(kube, loop.time, "roost")
         self.agents = Agents(
             objects, self.cache, table, self.memories, settings, here, recorder, self.metrics, loop.time
         )
         poll = settings.secret_poll_seconds
-        secrets = Secrets(store, objects, self.cache, table, ROOTS.fingerprint, self._wake, poll)
-        reconciles = {"Agent": self.agents.reconcile, "Secret": secrets.reconcile}
+        secrets = Secrets(kube, objects, self.cache, table, ROOTS.fingerprint, self._wake, poll)
+        fleets = Fleets(kube, objects, self.cache, recorder, self.metrics, self._wake)
+        reconciles = {"Agent": self.agents.reconcile, "Fleet": fleets.reconcile, "Secret": secrets.reconcile}
         self.engine = Engine(reconciles, self.metrics, random.Random(seed), in_flight=settings.in_flight)
-        self.sessions = Sessions(store, self.cache, self.memories, here, self.engine, loop.time)
+        self.sessions = Sessions(kube, self.cache, self.memories, here, self.engine, loop.time)
         self._tokens = {
-            name: FlyToken(store, settings.namespace, credential, self._wake_all)
+            name: FlyToken(kube, settings.namespace, credential, self._wake_all)
             for name, credential in settings.fly.credentials.items()
         }
         self.orgs: Orgs
@@ -158,25 +161,30 @@ class Operator:
         """How often a reconcile raised, or a sweep stumbled."""
         registry = self.metrics.registry
         name = "controller_runtime_reconcile_errors_total"
-        raised = [registry.get_sample_value(name, {"controller": kind}) or 0.0 for kind in ("Agent", "Secret")]
+        raised = [registry.get_sample_value(name, {"controller": kind}) or 0.0 for kind in ("Agent", "Fleet", "Secret")]
         return sum(raised) + sum(known.unexpected_errors for known, _ in self.orgs._refreshers.values())
 
     def told(self, kind: str | None, new: Record) -> None:
-        """As `roost.run.Operator._told` and `_gone`."""
+        """As `roost.run.Operator._told` and what it calls."""
         if kind == "DELETED":
-            self.cache.drop(new.key, new.uid)
+            self.cache.bury(new.key, new.uid)
             self.engine.add(new.key, Lane.USER)
+            self._wake_fleet(new)
             return
         before = self.cache.put(new)
         if self.cache.get(new.key) is not new:
             return
-        if before is None or before.uid != new.uid:
-            self.engine.add(new.key, Lane.USER if kind is not None else Lane.BACKGROUND)
-        elif _says_something(before, new):
-            self.engine.add(new.key, Lane.USER)
+        if (lane := lane_of(kind, before, new, worked_on=self.engine.works_on(new.key))) is not None:
+            self.engine.add(new.key, lane)
+        self._wake_fleet(new)
+
+    def _wake_fleet(self, member: Record) -> None:
+        if member.owner_uid is not None and (fleet := member.labels.get("roost.dev/fleet")):
+            self.engine.add(Key("Fleet", member.key.namespace, fleet), Lane.BACKGROUND)
 
     def _wake(self, key: Key) -> None:
-        self.engine.add(key, Lane.USER)
+        found = self.cache.get(key)
+        self.engine.add(key, Lane.BACKGROUND if found is not None and found.deleting else Lane.USER)
 
     def _wake_all(self) -> None:
         for found in self.cache.of_kind("Agent"):
@@ -292,7 +300,7 @@ class _Inhabited(VirtualRunner):
         return machine
 
 
-class _Line(SimTransport):
+class Line(SimTransport):
     """The way to Fly, which outlives an operator: what a process has sent before its end takes its course.
 
     `sent` are operation and body of every call that had one.
@@ -318,17 +326,19 @@ class _Line(SimTransport):
 class World:
     """All of it. See the module's text for its use.
 
-    `broken_images` are references whose boot fails; `cluster` is the uid that the next process sees.
+    `broken_images` are references whose boot fails; `cluster` is the uid that the next process sees. `line` and `port`
+    are the ways on which the next process reaches Fly and Kubernetes.
     """
 
-    def __init__(self, settings: Settings, **sim: Any) -> None:
+    def __init__(self, settings: Settings, make_store: Callable[[Clock], Store] = Store, **sim: Any) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = Clock(EPOCH)
         self.settings, self.cluster = settings, "cluster-1"
-        self.store = Store(self.clock)
+        self.store = make_store(self.clock)
         self.runner = _Inhabited(self._moved_in, self._script)
         self.sim = Sim(self.runner, self.clock, random.Random(1), tokens=[TOKEN], **{"orgs": (ORG, "acme")} | sim)
-        self._line = _Line(self.sim)
+        self.line = Line(self.sim)
+        self.port: Any = self.store
         self.inmates: dict[str, Inmate] = {}
         self.broken_images: set[str] = set()
         self.endpoint_up = True
@@ -341,7 +351,7 @@ class World:
 
     def start(self) -> None:
         self._processes += 1
-        self.operator = Operator(self.store, self.settings, self.cluster, self._line, self._processes)
+        self.operator = Operator(self.port, self.settings, self.cluster, self.line, self._processes)
 
     async def stop(self) -> None:
         """Raises AssertionError when something broke in this process that nobody foresaw."""
@@ -423,7 +433,7 @@ class World:
 
     def app_name(self, name: str) -> str:
         pinned = (self.store.find("Agent", name) or {}).get("status", {}).get("app", {}).get("name")
-        return pinned or derive(ROOTS.identity, ROOTS.owner_id, NAMESPACE, name).app
+        return pinned or _derived(name)
 
     def app(self, name: str) -> App:
         return self.sim.world.apps[self.app_name(name)]
@@ -471,7 +481,7 @@ class World:
 
     def sent(self, op: str) -> list[Any]:
         """The bodies of the operator's calls of one operation."""
-        return [body for name, body in self._line.sent if name == op]
+        return [body for name, body in self.line.sent if name == op]
 
     def writes(self, name: str, since: float = 0.0) -> list[str]:
         """What the operator wrote to an Agent, since an epoch time."""
@@ -534,7 +544,7 @@ class World:
 async def operator_world(
     settings: Mapping[str, Any] | None = None, *, started: bool = True, **sim: Any
 ) -> AsyncIterator[World]:
-    """A world with an operator in it, unless it is not to be started yet; other arguments are `Sim`'s.
+    """A world with an operator in it, unless it is not to be started yet; other arguments are `World`'s and `Sim`'s.
 
     To be entered in the test itself: fixtures are set up on real time, before virtual time begins at 0.
     """
@@ -549,7 +559,7 @@ async def operator_world(
         for room in (reconcile_room, sessions_room, orgs_room):
             patched.enter_context(patch.object(room, "time", time))
         patched.enter_context(patch.object(world.loop, "call_at", _at_ticks(world.loop)))
-        for room in (reconcile_room, secrets_room):
+        for room in (reconcile_room, fleets_room, secrets_room):
             patched.enter_context(patch.object(room, "wall", wall))
         if started:
             world.start()
@@ -559,8 +569,13 @@ async def operator_world(
             try:
                 await world.stop()
             finally:
-                await SimTransport.aclose(world._line)
+                await SimTransport.aclose(world.line)
                 await world.sim.close()
+
+
+@functools.cache
+def _derived(name: str) -> str:
+    return derive(ROOTS.identity, ROOTS.owner_id, NAMESPACE, name).app
 
 
 def _at_ticks(loop: asyncio.AbstractEventLoop) -> Callable[..., asyncio.TimerHandle]:

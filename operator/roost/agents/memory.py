@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from roost.agents import bundle
 from roost.agents.names import Names, derive
+from roost.agents.pace import Pace
 from roost.agents.view import Beat, Declared, World
 from roost.api.agent import AgentSpec, parse_agent_spec
 from roost.kube.records import Key, Record
@@ -104,6 +105,7 @@ class Memory:
     phase: str = ""
     nudge: tuple[str, float] = ("", float("-inf"))
     """The value of roost.dev/reconcile-at, and when it was first seen."""
+    pace: Pace = field(default_factory=Pace)
     bell: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ring(self) -> None:

@@ -143,6 +143,10 @@ class Orgs:
         """A token was refused: look soon whether there is another."""
         self._tokens[credential].doubt()
 
+    def token_changes(self, credential: str) -> int:
+        """How often the token of a credential has changed."""
+        return self._tokens[credential].changes
+
     def watch(self, credential: str, org: str) -> None:
         """Begins to list an org's machines and volumes, once."""
         if (credential, org) in self._refreshers:

@@ -24,12 +24,19 @@ from roost.agents.view import (
     FINALIZER,
     SLOW_SECONDS,
     Act,
+    Action,
     AgentView,
     AskRoom,
     Attempts,
     AwaitMachine,
     Declared,
+    GetApp,
+    GetMachine,
+    GetVolume,
     IdleRest,
+    ListMachines,
+    ListSnapshots,
+    ListVolumes,
     MachineSight,
     Place,
     ReleaseFinalizer,
@@ -52,7 +59,7 @@ from roost.fly import errors
 from roost.fly.refresher import State, Sweep, VolumeSweep
 from roost.fly.types import Volume
 from roost.kube.events import Recorder
-from roost.kube.objects import Objects, condition, new_condition, regarding, wall
+from roost.kube.objects import MESSAGE_LENGTH, Objects, condition, new_condition, regarding, wall
 from roost.kube.records import Cache, Key, Record
 from roost.secrets.state import SecretTable
 from roost.settings import Settings
@@ -70,6 +77,7 @@ _ORDINARY = frozenset(
 )
 
 
+_LOOKS = (AskRoom, AwaitMachine, GetApp, GetMachine, GetVolume, ListMachines, ListSnapshots, ListVolumes)
 _ALARMING = frozenset({Reason.HOST_LOST, Reason.AGENT_SILENT, Reason.ENDPOINT_UNREACHABLE, Reason.DUPLICATE_MACHINES})
 """Told as an event: nobody has to do anything yet, and everybody wants to know."""
 
@@ -104,7 +112,7 @@ class Agents:
 
     async def reconcile(self, key: Key, news: News) -> Again:
         """One look at one Agent, with as many calls as it takes to come to a rest."""
-        phase, say = Phase.PENDING, ""
+        phase, say, done = Phase.PENDING, "", set[Action]()
         for _ in range(CALLS_PER_TURN):
             news.heed()
             found = self._cache.get(key)
@@ -115,7 +123,13 @@ class Agents:
             except BadResource as error:
                 return await self._unreadable(found, str(error))
             view = self._view(found, memory)
+            changes = 0 if view.place.credential_problem else self._orgs.token_changes(view.place.credential)
+            memory.pace.caused_by(_cause(view, changes))
             step = plan.step(view)
+            if isinstance(step, Settled):
+                memory.pace.rests(view.now, runs=step.phase in (Phase.RUNNING, Phase.DEGRADED))
+            else:
+                memory.pace.moves(view.now)
             if not isinstance(step, Act):
                 return await self._rest(key, step)
             if news.last_call:
@@ -125,7 +139,13 @@ class Agents:
                 memory.moving_since = self._clock()
             if isinstance(step.action, StoreFinalizer | ReleaseFinalizer):
                 await self._finalizer(step.action, found, memory)
-            elif (rest := await self._act(step, view, key, news)) is not None:
+                continue
+            if not done and memory.pace.pause(self._clock()) > 0:
+                return await self._later(key, step, memory)
+            if memory.pace.slow(self._clock()) and step.action in done:
+                break
+            done.add(step.action)
+            if (rest := await self._act(step, view, key, news)) is not None:
                 return await self._rest(key, rest)
         return await self._rest(key, Wait(phase, Reason.WAITING_FOR_FLY, say))
 
@@ -271,13 +291,12 @@ class Agents:
     def _revision(self, memory: Memory, fingerprints: tuple[tuple[str, str], ...]) -> str:
         declared = memory.declared
         made_of = (declared.generation, declared.revoked, tuple(declared.labels.items()), fingerprints)
-        if memory.revision_of != made_of:
+        if memory.revision is None or memory.revision_of != made_of:
             prints = dict(fingerprints)
             memory.revision = bundle.revision(
                 self._here.roots.fingerprint, declared, memory.names.did, lambda ref: prints[f"{ref.name}/{ref.key}"]
             )
             memory.revision_of = made_of
-        assert memory.revision is not None
         return memory.revision
 
     def _doubt(self, key: Key, change: Callable[[World], World], found: Record) -> None:
@@ -313,6 +332,7 @@ class Agents:
         call = perform(fly, view, act.action, token)
         memory = self._memories.get(key)
         assert memory is not None
+        called = partial(memory.pace.called, None if isinstance(act.action, _LOOKS) else type(act.action))
         if isinstance(act.action, UpdateMachine) and act.action.rolls:
             self._rolls.begin(key)
         waiting = Wait(act.phase, Reason.WAITING_FOR_FLY, act.say, after=1.0)
@@ -321,10 +341,13 @@ class Agents:
                 tell = partial(self._tell, key, waiting)
                 answer = await news.cut_short(call, meanwhile=tell, after=TELL_AFTER_SECONDS)
                 if answer is None:
+                    called(self._clock(), failed=False)
                     return waiting  # what has arrived meanwhile is looked at in a turn of its own, at once
             else:
                 answer = await call
+            called(self._clock(), failed=False)
         except errors.FlyError as error:
+            called(self._clock(), failed=True)
             if isinstance(act.action, AskRoom):
                 self._room.put(_asked(view.place, d), act.action.region, None, self._clock())
                 return None
@@ -372,12 +395,21 @@ class Agents:
             return Again(after=due, backoff=True)
         return Again(after=end.after if due is None else min(end.after, due))
 
+    async def _later(self, key: Key, step: Act, memory: Memory) -> Again:
+        """For one that has failed for long, and whose next try is still to come: no longer said to be ready."""
+        pause, found, due = memory.pace.pause(self._clock()), self._cache.get(key), None
+        if found is not None and condition(found.status, "Ready").get("status") == "True":
+            due = await self._tell(key, Wait(step.phase, Reason.WAITING_FOR_FLY, step.say))
+        return Again(after=pause if due is None else min(pause, due))
+
     async def _tell(self, key: Key, end: Step) -> float | None:
         """Writes the status if it is time to; otherwise answers in how many seconds it will be (None: nothing new)."""
         found = self._cache.get(key)
         if found is None or (found.deleting and FINALIZER not in found.finalizers):
             return None
         memory = self._memories.of(found, self._clock())
+        if isinstance(end, Wait | Stuck) and memory.pace.period:
+            end = _slowly(end, memory.pace.period)
         status = render(self._view(found, memory), end, found.status, wall())
         due = self._due(memory, end, same=status == found.status, leaving=found.deleting)
         if condition(status, "DestroyStuck") and not condition(found.status, "DestroyStuck"):
@@ -402,6 +434,7 @@ class Agents:
         failing = memory.world.failure is not None or end.reason not in _ORDINARY
         restarts = memory.heard.seen(now).restarts if memory.heard is not None else 0
         word = f"{end.reason} {restarts}" if failing and (restarts or end.reason is not Reason.AGENT_NOT_READY) else ""
+        word += f" {memory.pace.period:.0f}" if memory.pace.period else ""
         if memory.told == word:
             return None
         at = memory.moving_since + (TELL_LEAVING_AFTER_SECONDS if leaving and not word else TELL_AFTER_SECONDS)
@@ -463,6 +496,20 @@ class Agents:
         if memory is not None and memory.phase:
             self._metrics.agents.labels(memory.phase).dec()
         return GONE
+
+
+def _cause(view: AgentView, token_changes: int) -> tuple[object, ...]:
+    """All that a person can change about an Agent: with any of it, what has failed for long is worth a try at once."""
+    d = view.declared
+    wishes = tuple(sorted((k, v) for k, v in d.annotations.items() if k.startswith("roost.dev/")))
+    return (d.generation, wishes, view.secrets.missing, view.secrets.fingerprints, token_changes)
+
+
+def _slowly(end: Wait | Stuck, period: float) -> Wait | Stuck:
+    """Tells how long the next try may take to come; not when, which would be written again with each."""
+    minutes = f"{period / 60:.0f} min"
+    how = f"; failing for long: one try in {minutes} at most, or at once after a change or roost.dev/reconcile-at"
+    return replace(end, say=end.say[: MESSAGE_LENGTH - len(how)] + how)
 
 
 def _remembered(status: Mapping[str, Any], now: float, wall_now: float) -> Remembered:
