@@ -26,13 +26,13 @@ from roost.api.block import BadResource
 from roost.endpoint.relay import Relay
 from roost.endpoint.server import Endpoint
 from roost.engine.engine import Engine
-from roost.engine.leader import Leader, LeaseLost, NotLeading
+from roost.engine.leader import Leader, LeaseLost
 from roost.engine.queue import Lane
 from roost.fleets.reconcile import Fleets
 from roost.intake import checks, listing
 from roost.intake.sweep import DEAF_SWEEPS, Sweep
 from roost.intake.watch import HUNG_SECONDS, Intake
-from roost.kube.client import Kube, KubeError
+from roost.kube.client import Kube, KubeError, NotLeading
 from roost.kube.cluster import Cluster
 from roost.kube.events import Recorder
 from roost.kube.objects import Objects
@@ -236,10 +236,8 @@ class Operator:
         if not self._acts and new.key.kind == "Agent":
             with suppress(BadResource):  # the leader says so in its status
                 self._memories.of(new, self._loop.time())  # so that its calls find their agent
-        if before is None or before.uid != new.uid:
-            self._add(new.key, Lane.USER if kind is not None else Lane.BACKGROUND)
-        elif _says_something(before, new):
-            self._add(new.key, Lane.USER)
+        if (lane := lane_of(kind, before, new, worked_on=self._engine.works_on(new.key))) is not None:
+            self._add(new.key, lane)
         self._wake_fleet(new)
 
     def _gone(self, old: Record) -> None:
@@ -284,6 +282,16 @@ class Operator:
         )
 
 
+def lane_of(kind: str | None, before: Record | None, new: Record, *, worked_on: bool) -> Lane | None:
+    """How soon an event is worth a look; None when it says nothing new. `kind` is None for an item of a listing."""
+    if before is None or before.uid != new.uid:
+        return Lane.USER if kind is not None else Lane.BACKGROUND
+    if _says_something(before, new):
+        return Lane.USER
+    # A status of somebody else's: our own are in the cache before the turn that wrote them has ended.
+    return Lane.BACKGROUND if before.status != new.status and not worked_on else None
+
+
 def _says_something(before: Record, new: Record) -> bool:
     """Whether somebody but us changed something that matters: our own status writes come back as events too."""
     return (
@@ -293,7 +301,6 @@ def _says_something(before: Record, new: Record) -> bool:
         or before.labels != new.labels
         or before.owner_uid != new.owner_uid
         or (AGENT_FINALIZER in before.finalizers and AGENT_FINALIZER not in new.finalizers)
-        or ("conditions" in before.status and "conditions" not in new.status)  # wiped: none of our writes does that
         or ("orphan" in before.finalizers) != ("orphan" in new.finalizers)
     )
 

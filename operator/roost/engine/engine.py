@@ -12,9 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from roost.engine.leader import NotLeading
 from roost.engine.queue import Lane, Turn, WorkQueue
-from roost.kube.client import Conflict, KubeError
+from roost.kube.client import Conflict, KubeError, NotLeading
 from roost.kube.records import Key
 from roost.telemetry.metrics import Metrics
 
@@ -106,6 +105,10 @@ class Engine:
         self.queue.add(key, lane)
         self._wake.set()
 
+    def works_on(self, key: Key) -> bool:
+        """Whether a look at the key is under way."""
+        return self.queue.works_on(key)
+
     async def run(self) -> None:
         """Works until cancelled; then starts nothing new and lets what is in flight end."""
         try:
@@ -139,7 +142,8 @@ class Engine:
         full = len(self._tasks) >= self._in_flight
         delay = None if at is None or full else max(0.0, at - self._loop.time())
         try:
-            await asyncio.wait_for(self._wake.wait(), delay)
+            async with asyncio.timeout(delay):  # `wait_for` of 3.11 loses a cancellation that comes with the wake
+                await self._wake.wait()
         except TimeoutError:
             pass
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from roost.kube.client import Body, Conflict, Gone, KubeError
+from roost.kube.client import Body, Conflict, Gone, KubeError, NotLeading
 from roost.settings import LeaderElection
 
 log = structlog.get_logger(__name__)
@@ -35,10 +35,6 @@ class Leases(Protocol):
     async def create(self, path: str, body: Body, /) -> Body: ...
 
     async def update(self, path: str, body: Body, /) -> Body: ...
-
-
-class NotLeading(Exception):
-    """This process may not change anything: it does not hold the Lease, or has not renewed it for too long."""
 
 
 class LeaseLost(Exception):

@@ -136,6 +136,9 @@ class WorkQueue:
         """True when something will happen to this key: due, worked on, or with an alarm."""
         return key in self._turns or key in self._alarms or any(key in lane for lane in self._lanes)
 
+    def works_on(self, key: Key) -> bool:
+        return key in self._turns
+
     def depth(self) -> int:
         return sum(map(len, self._lanes))
 

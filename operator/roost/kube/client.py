@@ -36,6 +36,10 @@ class KubeError(Exception):
         self.status, self.message = status, message
 
 
+class NotLeading(Exception):
+    """Not sent: this process does not hold the Lease, or has not renewed it for too long, so it may change nothing."""
+
+
 class Gone(KubeError):
     """404: the object, or its kind, is not there."""
 
@@ -116,7 +120,7 @@ class Kube:
         params: Mapping[str, str],
     ) -> Body:
         call = f"{method} {path}"
-        data = None if body is None else orjson.dumps(body)
+        data = None if body is None else _as_go_writes(body)
         for fresh in (False, True):
             headers = {"Content-Type": _CONTENT_TYPES[kind]}
             if token := self._cluster.token(fresh=fresh):
@@ -142,6 +146,18 @@ class Kube:
                 raise Unreachable(call, 0, f"the answer is not JSON: {error}") from error
             return result
         raise _error(call, answer.status, _message(content))
+
+
+def _as_go_writes(body: Body) -> bytes:
+    """JSON as the API server itself would write it: keys in order, and these characters (in strings only) escaped.
+
+    It keeps the data of a ControllerRevision as the bytes that came, holds it immutable to the byte, and writes it anew
+    with every patch: written otherwise, nobody could patch it, and the garbage collector not set it free.
+    """
+    text = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    for character in ("&", "<", ">", "\u2028", "\u2029"):
+        text = text.replace(character.encode(), rb"\u%04x" % ord(character))
+    return text
 
 
 def _message(content: bytes) -> str:

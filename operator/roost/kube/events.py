@@ -12,7 +12,7 @@ from typing import Literal
 
 import structlog
 
-from roost.kube.client import Body, Kube, KubeError
+from roost.kube.client import Body, Kube, KubeError, NotLeading
 
 log = structlog.get_logger(__name__)
 _BURST = 10
@@ -78,5 +78,5 @@ class Recorder:
         }
         try:
             await self._kube.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
-        except KubeError as error:
+        except (KubeError, NotLeading) as error:
             log.info("event not posted", reason=reason, error=str(error))

@@ -9,9 +9,8 @@ import pytest
 import structlog
 
 from roost.engine.engine import GONE, Again, Engine, News
-from roost.engine.leader import NotLeading
 from roost.engine.queue import Lane
-from roost.kube.client import Conflict, Unreachable
+from roost.kube.client import Conflict, NotLeading, Unreachable
 from roost.kube.records import Key
 from roost.telemetry.metrics import Metrics
 
@@ -444,3 +443,17 @@ async def test_the_metrics_tell_depth_work_and_results() -> None:
         gate.let_out(GRACE)
         await gate.until(lambda: not gate.inside)
     assert value("controller_runtime_reconcile_total", controller="Agent", result="success") == 2
+
+
+async def test_a_stop_that_comes_at_the_very_moment_of_a_wake_up_is_a_stop() -> None:
+    diary = Diary(Again(after=60))
+    engine = Engine({"Agent": diary}, Metrics(), random.Random(3))
+    running = asyncio.create_task(engine.run())
+    engine.add(GRACE)
+    await diary.wait(1)  # an alarm is set: the engine waits for that, too
+    await asyncio.sleep(1)
+    engine.add(ADA)
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait({running}, timeout=1)
+    assert running.cancelled()

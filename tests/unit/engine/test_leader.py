@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from roost.engine.leader import ENDPOINT_ANNOTATION, LEASE_NAME, Leader, NotLeading
-from roost.kube.client import Body, Conflict, Gone, Unreachable
+from roost.engine.leader import ENDPOINT_ANNOTATION, LEASE_NAME, Leader
+from roost.kube.client import Body, Conflict, Gone, NotLeading, Unreachable
 from roost.settings import LeaderElection
 
 pytestmark = pytest.mark.looptime
