@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := operator agent_image tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check generate verify-figures format lock clean
+.PHONY: help demo test unit check generate verify-figures format lock clean soak mutations faults-process faults
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1 — \2/'
@@ -20,6 +20,21 @@ test: $(STAMP) ## all tests, those against the real API server and the whole sto
 
 unit: $(STAMP) ## the quick tests only
 	$(BIN)/python -m pytest tests/unit
+
+faults: $(STAMP) ## every story, every call, every fault, on virtual time (REPLAY=story/call/fault, STORIES=a,b, SECONDS=15, SEED=1, KEEP=dir)
+	@PYTHONPATH=tests $(BIN)/python -m faults.sweep $(if $(REPLAY),--replay "$(REPLAY)") $(if $(STORIES),--stories "$(STORIES)") \
+		$(if $(SECONDS),--seconds "$(SECONDS)") $(if $(SEED),--seed "$(SEED)") $(if $(KEEP),--keep "$(KEEP)")
+
+faults-process: $(STAMP) ## operators killed and paused, outages, jumping clocks, two clusters (MINUTES=15 SEED=… PART=… LIFE=…)
+	@$(BIN)/python tests/faults/process/process_run.py --minutes $(or $(MINUTES),15) \
+		$(if $(SEED),--seed $(SEED)) $(if $(PART),--part $(PART)) $(if $(LIFE),--life $(LIFE)) $(if $(DIR),--dir $(DIR))
+
+soak: $(STAMP) ## many Agents, everything at random for minutes, on the real stack (MINUTES=10 AGENTS=50 SEED=… to replay)
+	$(BIN)/python tests/faults/soak/soak.py --minutes $(or $(MINUTES),10) --agents $(or $(AGENTS),50) \
+		$(if $(SEED),--seed $(SEED)) $(if $(DIR),--dir $(DIR))
+
+mutations: $(STAMP) ## switches off one safety rule at a time in a copy, and sees a test turn red (ONLY="part of a name")
+	$(BIN)/python tests/faults/mutations/mutation_run.py $(if $(ONLY),--only "$(ONLY)")
 
 check: $(STAMP) ## style, types, layers, and that generated files are up to date
 	$(BIN)/ruff check $(PACKAGES)
