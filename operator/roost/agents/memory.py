@@ -99,8 +99,8 @@ class Memory:
     epoch_changed_at: float = 0.0
     epoch_proved: int | None = None
     moving_since: float | None = None
-    told: str | None = None
-    """What progress was last told on this way, so that it is told once."""
+    told: tuple[int, str] | None = None
+    """What progress was last told on this way, and of which generation, so that it is told once."""
     told_at: float = float("-inf")
     phase: str = ""
     nudge: tuple[str, float] = ("", float("-inf"))

@@ -421,7 +421,7 @@ class Agents:
         return None
 
     def _due(self, memory: Memory, end: Step, *, same: bool, leaving: bool) -> float | None:
-        """When a status is to be written. What is reached or stuck: now. What moves: once a way, when it lasts."""
+        """When a status is to be written. What is reached or stuck: now. What moves: once for each spec, when it lasts."""
         now = self._clock()
         if isinstance(end, Settled):
             memory.moving_since = memory.told = None
@@ -435,13 +435,14 @@ class Agents:
         restarts = memory.heard.seen(now).restarts if memory.heard is not None else 0
         word = f"{end.reason} {restarts}" if failing and (restarts or end.reason is not Reason.AGENT_NOT_READY) else ""
         word += f" {memory.pace.period:.0f}" if memory.pace.period else ""
-        if memory.told == word:
+        told = (memory.declared.generation, word)
+        if memory.told == told:
             return None
         at = memory.moving_since + (TELL_LEAVING_AFTER_SECONDS if leaving and not word else TELL_AFTER_SECONDS)
         if memory.told is not None:
             at = max(at, memory.told_at + TELL_APART_SECONDS)
         if at <= now:
-            memory.told, memory.told_at = word, now
+            memory.told, memory.told_at = told, now
         return max(0.0, at - now)
 
     async def _unreadable(self, found: Record, why: str) -> Again:

@@ -6,7 +6,7 @@ Destroy, reconcile, create, recovery, status: each scenario by its own name.
 from typing import Any
 
 import pytest
-from operator_world import World, operator_world
+from operator_world import Inmate, World, operator_world
 
 from flysim.faults import Order
 
@@ -507,3 +507,13 @@ async def test_status_provider_error_keeps_the_old_status() -> None:
         world.sim.faults.remove(None)
         await world.settle(300)
         assert world.status("ada") == before
+
+
+async def test_an_edit_of_one_that_still_waits_for_its_agent_is_told_as_taken_note_of() -> None:
+    """`kubectl rollout`-like tools wait for observedGeneration; the agent may take long to answer."""
+    async with operator_world() as world:
+        world.inmates["ada"] = Inmate(silent=True)
+        await world.apply("ada", heartbeat={"intervalSeconds": 300})
+        await world.until(lambda: world.status("ada").get("observedGeneration") == 1, about=["ada"])
+        await world.edit("ada", env=[{"name": "A", "value": "1"}])
+        await world.until(lambda: world.status("ada").get("observedGeneration") == 2, 30, about=["ada"])
