@@ -23,8 +23,9 @@ Fact = Literal["org", "app", "machine", "volume", "name", "method", "agent"]
 class Order(BaseModel):
     """A fault as it is ordered.
 
-    `status` None with `before` only delays; `skip` matching calls go by unharmed first; each later one is hit with this
-    `chance`, until it has hit `times` calls (None: for ever).
+    `status` None with `before` only delays; `delay` passes before the effect, `hold` between it and the answer (in
+    seconds); `skip` matching calls go by unharmed first; each later one is hit with this `chance`, until it has hit
+    `times` calls (None: for ever).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +35,7 @@ class Order(BaseModel):
     status: int | None = Field(default=None, ge=200, le=599)
     body: Any = None
     delay: float = Field(default=0.0, ge=0)
+    hold: float = Field(default=0.0, ge=0)
     times: int | None = Field(default=None, ge=1)
     skip: int = Field(default=0, ge=0)
     chance: float = Field(default=1.0, gt=0, le=1)
@@ -48,8 +50,10 @@ class Order(BaseModel):
 
     @model_validator(mode="after")
     def _does_something(self) -> "Order":
-        if self.where == "before" and self.status is None and not self.delay:
-            raise ValueError("a fault before the effect needs a status or a delay, else it does nothing")
+        if self.where == "before" and self.status is None and not self.delay and not self.hold:
+            raise ValueError("a fault before the effect needs a status, a delay or a hold, else it does nothing")
+        if self.where == "before" and self.status is not None and self.hold:
+            raise ValueError("a call that is refused has no effect after which it could be held; leave hold out")
         if self.where == "after" and self.status is None:
             raise ValueError("a fault after the effect needs a status")
         return self

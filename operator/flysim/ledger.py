@@ -68,6 +68,10 @@ class Ledger:
         """A call has arrived and is being held back by a fault."""
         self._write({"kind": "begin", "at": self._clock.now(), "op": op, "request_id": request_id})
 
+    def held(self, op: str | None, request_id: str) -> None:
+        """A call has taken its effect, if it has one, and a fault holds its answer back."""
+        self._write({"kind": "held", "at": self._clock.now(), "op": op, "request_id": request_id})
+
     def event(
         self,
         event: str,

@@ -25,8 +25,10 @@ class Secrets:
     async def set_secrets(self, call: Call) -> Answer:
         app = self._world.living_app(call.params["app"])
         body = requests.read(SetSecrets, call.body)
+        before = {name: secret.digest for name, secret in app.secrets.items()}
         changed = self._change(app, body.values)
-        call.effect = "secrets set"
+        if before != {name: secret.digest for name, secret in app.secrets.items()}:
+            call.effect = "secrets set"
         return answer(200, {"secrets": [secret_json(secret) for secret in changed], "version": app.secrets_version})
 
     async def set_secret(self, call: Call) -> Answer:

@@ -196,9 +196,12 @@ class Sim:
             self.world.ledger.begin(call.op, request_id)
             await asyncio.sleep(order.delay)
         ordered = _ordered(order)
-        if order.where == "before":
-            return ordered if ordered is not None else await self._operate(call)
+        if order.where == "before" and ordered is not None:
+            return ordered
         done = await self._operate(call)
+        if order.hold:
+            self.world.ledger.held(call.op, request_id)
+            await asyncio.sleep(order.hold)
         if order.where == "reply":
             return Answer(done.status, done.headers, done.body, cut=True)
         return ordered if ordered is not None else done

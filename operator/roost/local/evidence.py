@@ -54,15 +54,22 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request that Fly answered (`at`: when it arrived, epoch seconds)."""
+    """One request that Fly answered (`at`, `answered`: when it arrived and when it was answered, epoch seconds).
+
+    `done`: when it had been carried out, which is before `answered` when a fault held the answer back. `happened`: it
+    succeeded, or took effect and was not told so. `changed`: it changed something.
+    """
 
     at: float
+    answered: float
+    done: float
     op: str
     agent: str
     app: str | None
     machine: str | None
     volume: str | None
     happened: bool
+    changed: bool
     faulty: bool
     metadata: Mapping[str, Any]
 
@@ -113,18 +120,26 @@ def read_audit(paths: Iterable[Path]) -> list[Write]:
 
 def read_ledger(path: Path) -> Ledger:
     """Fly's ledger. Raises BadEvidence."""
+    return ledger_of((f"{path}:{number}", line) for number, line in _lines(path))
+
+
+def ledger_of(lines: Iterable[tuple[str, Mapping[str, Any]]]) -> Ledger:
+    """The ledger that these lines are, each with the place where it stands. Raises BadEvidence."""
     calls: list[Call] = []
-    events: list[dict[str, Any]] = []
+    events: list[Mapping[str, Any]] = []
     keys: dict[str, Key] = {}
-    for number, line in _lines(path):
+    held: dict[str | None, float] = {}
+    for place, line in lines:
         try:
             if line["kind"] == "call":
-                calls.append(_call(line))
+                calls.append(_call(line, held))
+            elif line["kind"] == "held":
+                held[line["request_id"]] = line["at"]
             elif line["kind"] == "event":
                 events.append(line)
             _learn_key(line, keys)
         except (KeyError, TypeError) as error:
-            raise BadEvidence(f"{path}:{number} is no line of a ledger: {error!r}") from error
+            raise BadEvidence(f"{place} is no line of a ledger: {error!r}") from error
     calls.sort(key=lambda call: call.at)
     machines, volumes, apps = (_things(kind, events, calls) for kind in (_MACHINE, _VOLUME, _APP))
     return Ledger(calls, machines, volumes, apps, keys)
@@ -175,15 +190,18 @@ def _epoch(timestamp: str) -> float:
     return datetime.fromisoformat(timestamp).timestamp()
 
 
-def _call(line: Mapping[str, Any]) -> Call:
+def _call(line: Mapping[str, Any], held: Mapping[str | None, float]) -> Call:
     return Call(
         at=line["at"],
+        answered=line["at"] + line["seconds"],
+        done=held.get(line.get("request_id"), line["at"] + line["seconds"]),
         op=line["op"] or "",
         agent=line.get("agent") or "",
         app=line.get("app"),
         machine=line.get("machine"),
         volume=line.get("volume"),
         happened=200 <= line["status"] < 300 or line.get("effect") is not None,
+        changed=line.get("effect") is not None,
         faulty=line.get("fault") is not None,
         metadata=line.get("metadata") or {},
     )

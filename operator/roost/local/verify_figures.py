@@ -14,9 +14,13 @@ when Ready first became true and which app is whose. How each figure is defined:
 - *Destroy* runs from the deletion of an Agent that was Ready until its finalizer is released; over Agents whose Fly
   calls met no injected fault in that time. That Fly refuses to delete a volume which is still bound is counted apart.
 - Of an Agent's volumes each name (they end in a number) may live once; one that follows another is no double.
+- Two calls of one Agent *overlap* when both changed something at Fly and the second arrived before the first had been
+  carried out, whichever operator sent them. A volume that nothing ever mounted is a twin and its create overlaps
+  nothing: its name is not unique, so it is the one call that can't be harmless by being refused when it comes late.
 - Fly calls count for the Agent whose machine or app they name; what names neither (org-wide lists) is apart.
 
-Exit codes: 0 nothing wrong, 1 something is left over, doubled or was destroyed out of order, 2 the logs can't be used.
+Exit codes: 0 nothing wrong, 1 something is left over, doubled, overlapped or was destroyed out of order, 2 the logs
+can't be used.
 """
 
 import argparse
@@ -101,7 +105,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that was found; the three last lists are sentences, empty when all is well."""
+    """Everything that was found; the four last lists are sentences, empty when all is well."""
 
     agents: Sequence[AgentFigures]
     figures: Mapping[str, Spread]
@@ -114,11 +118,12 @@ class Report:
     volume_twins: int
     orphans: Sequence[str]
     doubles: Sequence[str]
+    overlaps: Sequence[str]
     order_violations: Sequence[str]
 
     @property
     def sound(self) -> bool:
-        return not (self.orphans or self.doubles or self.order_violations)
+        return not (self.orphans or self.doubles or self.overlaps or self.order_violations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,7 @@ def verify(ledger: Ledger, writes: Sequence[Write], *, operator: str = OPERATOR,
         volume_twins=sum(1 for v in ledger.volumes if owners.is_twin(v)),
         orphans=_orphans(lives, owners),
         doubles=_doubles(owners),
+        overlaps=_overlaps(calls, owners),
         order_violations=_order_violations(lives, owners),
     )
 
@@ -198,6 +204,15 @@ class _Owners:
     def is_twin(self, volume: Thing) -> bool:
         """A volume that no machine ever mounted: the price of a lost answer, not a second current volume."""
         return self._machines_tell_volumes and volume.id not in self._volume_keys
+
+    def subject(self, call: Call) -> str:
+        """Whom a call is about, in words: its Agent, or what it names where nobody can tell the Agent."""
+        if key := self.of_call(call):
+            return f"Agent {_name(key)}"
+        return f"app {call.app}" + (f", {named}" if (named := call.machine or call.volume) else "")
+
+    def makes_twin(self, call: Call) -> bool:
+        return call.op == "create_volume" and self._machines_tell_volumes and call.volume not in self._volume_keys
 
     def by_key(self, things: Iterable[Thing]) -> dict[Key, list[Thing]]:
         found: dict[Key, list[Thing]] = defaultdict(list)
@@ -276,6 +291,7 @@ def _delete_all(write: Write, current: dict[Key, Life]) -> None:
 def _live(life: Life, write: Write, operator: str) -> None:
     if write.user == operator and not write.ok:
         life.refused.append(write)
+        _left_open(life, write)
     if not write.ok:
         return
     if write.verb == "delete":
@@ -298,6 +314,21 @@ def _live(life: Life, write: Write, operator: str) -> None:
         life.gone = write.received
 
 
+def _left_open(life: Life, write: Write) -> None:
+    """What a refusal tells nevertheless: a write whose sender died meanwhile is 504 and may be stored all the same.
+
+    If the finalizer was not, nothing may be made before it is written once more; that write tells then.
+    """
+    if write.code >= 500 and not write.subresource and FINALIZER in _finalizers(write):
+        life.finalizer = True
+    if write.code == 404 and life.deletion is not None:
+        life.gone = write.received
+
+
+def _finalizers(write: Write) -> Sequence[str]:
+    return (write.body.get("metadata") or {}).get("finalizers") or ()
+
+
 def _deleted(life: Life, write: Write) -> None:
     if life.deletion is None:
         life.deletion = write.received
@@ -311,7 +342,7 @@ def _remember_spec(life: Life, write: Write) -> None:
         life.retain = policy == "Retain"
     sources = [*(spec.get("env") or ()), *(spec.get("files") or ())]
     life.uses_secrets |= any("valueFrom" in source or "contentFrom" in source for source in sources)
-    if write.verb in {"create", "patch"} and FINALIZER in ((write.body.get("metadata") or {}).get("finalizers") or ()):
+    if write.verb in {"create", "patch"} and FINALIZER in _finalizers(write):
         life.finalizer = True
 
 
@@ -452,6 +483,25 @@ def _overlapping(things: Iterable[Thing]) -> Iterable[tuple[Thing, Thing]]:
             yield longest, after
 
 
+def _overlaps(calls: Iterable[Call], owners: _Owners) -> list[str]:
+    """Of each subject, every change that began while an earlier one was not carried out yet."""
+    found = []
+    last: dict[str, Call] = {}
+    for call in sorted(calls, key=lambda call: call.at):
+        if not call.changed or call.app is None or owners.makes_twin(call):
+            continue
+        subject = owners.subject(call)
+        before = last.get(subject)
+        if before is not None and call.at < before.done:
+            found.append(
+                f"{call.op} by {call.agent} began {before.done - call.at:.3f} s before {before.op} by "
+                f"{before.agent} was done, both of {subject}"
+            )
+        if before is None or call.done > before.done:
+            last[subject] = call
+    return found
+
+
 def _order_violations(lives: Sequence[Life], owners: _Owners) -> list[str]:
     machines, volumes, apps = (owners.by_key(t) for t in (owners.machines, owners.volumes, owners.apps))
     lives_of: dict[Key, list[Life]] = defaultdict(list)
@@ -562,6 +612,7 @@ def _text(report: Report) -> str:
     for name, sentences in (
         ("orphans", report.orphans),
         ("doubles", report.doubles),
+        ("overlaps", report.overlaps),
         ("order_violations", report.order_violations),
     ):
         lines.append(f"  {name:<22}{len(sentences):>7}")

@@ -69,7 +69,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"status": 500, "chance": 0}, "chance: Input should be greater than 0 (got 0)"),
     ({"status": 500, "skip": -1}, "skip: Input should be greater than or equal to 0 (got -1)"),
     ({"where": "never", "status": 500}, "where: Input should be 'before', 'after' or 'reply' (got 'never')"),
-    ({"op": "get_app"}, "a fault before the effect needs a status or a delay, else it does nothing"),
+    ({"op": "get_app"}, "a fault before the effect needs a status, a delay or a hold, else it does nothing"),
+    ({"op": "get_app", "status": 500, "hold": 1}, "has no effect after which it could be held; leave hold out"),
     ({"status": 500, "colour": 1}, "colour: Extra inputs are not permitted (got 1)"),
     (
         {"status": 500, "match": {"color": "x"}},

@@ -62,6 +62,18 @@ async def test_a_call_can_be_held_back(fly: Client) -> None:
     assert call["seconds"] >= 0.1
 
 
+async def test_an_answer_can_be_held_back_after_the_effect(fly: Client) -> None:
+    app = await fly.app()
+    await fly.sim("POST", "faults", {"op": "create_machine", "hold": 0.1, "times": 1})
+    assert (await fly.create(app)).status == 200
+    (held,) = [line for line in await fly.ledger() if line["kind"] == "held"]
+    (call,) = await calls(fly, "create_machine")
+    (made,) = await fly.happened("machine_created")
+    assert (held["op"], held["request_id"]) == ("create_machine", call["request_id"])
+    assert made["n"] < held["n"] < call["n"]
+    assert call["seconds"] >= 0.1
+
+
 async def test_a_caller_that_hangs_up_changes_nothing_about_the_effect(fly: Client) -> None:
     app = await fly.app()
     await fly.sim("POST", "faults", {"op": "create_machine", "delay": 0.2, "times": 1})

@@ -100,6 +100,27 @@ def test_news_that_the_one_before_is_gone_do_not_drop_its_successor() -> None:
     assert cache.get(ADA) is None
 
 
+def test_one_whose_end_was_told_does_not_come_back_with_an_old_list() -> None:
+    cache = Cache()
+    cache.put(seen(uid="first", version=5))
+    cache.bury(ADA, "first")
+    assert cache.put(seen(uid="first", version=4)) is None
+    assert cache.get(ADA) is None
+    cache.put(seen(uid="second", version=3))
+    cache.put(seen(uid="first", version=9))
+    found = cache.get(ADA)
+    assert found is not None
+    assert found.uid == "second"
+
+
+def test_one_that_only_did_not_answer_comes_back() -> None:
+    cache = Cache()
+    cache.put(seen(uid="first"))
+    cache.drop(ADA, "first")
+    cache.put(seen(uid="first"))
+    assert cache.get(ADA) is not None
+
+
 def test_an_owner_finds_what_is_its_own_until_it_is_so_no_more() -> None:
     cache = Cache()
     cache.put(seen("ada", owner="fleet"))

@@ -65,10 +65,11 @@ class Story:
             "kind": "call",
             "at": T0 + at,
             "op": op,
+            "seconds": 0.005,
             "status": status,
             "agent": agent,
             "fault": None,
-            "effect": None,
+            "effect": None if op.startswith(("get_", "list_", "org_")) or status >= 400 else "changed",
         }
         self.ledger.append(line | {"app": None, "machine": None, "volume": None} | what)
 
@@ -433,3 +434,89 @@ def test_a_double_is_told_by_the_two_that_lived_together(story: Story) -> None:
     assert story.report().doubles == [
         "machine m-2 of app app-ada and machine m-3 of app app-ada of Agent team-a/ada lived at the same time"
     ]
+
+
+A, B = "roost/0.1.0 (a)", "roost/0.1.0 (b)"
+ADA = {"app": "app-ada", "machine": "m-app-ada"}
+
+
+def test_two_changes_of_one_agent_at_the_same_time_are_an_overlap_whoever_sent_them(story: Story) -> None:
+    story.ready()
+    story.call(5, "update_machine", agent=A, seconds=2.0, **ADA)
+    story.call(6, "extend_volume", agent=B, app="app-ada", volume="vol_app-ada")
+    story.call(6.5, "stop_machine", agent=A, **ADA)
+    report = story.report()
+    assert report.overlaps == [
+        f"extend_volume by {B} began 1.000 s before update_machine by {A} was done, both of Agent team-a/ada",
+        f"stop_machine by {A} began 0.500 s before update_machine by {A} was done, both of Agent team-a/ada",
+    ]
+    assert not report.sound
+
+
+def test_changes_one_after_the_other_refused_ones_looks_and_other_agents_overlap_nothing(story: Story) -> None:
+    story.ready()
+    story.ready("bob", "app-bob", at=0.01)
+    story.call(5, "update_machine", agent=A, seconds=2.0, **ADA)
+    story.call(6, "update_machine", agent=B, status=409, **ADA)
+    story.call(6, "stop_machine", agent=B, app="app-bob", machine="m-app-bob")
+    story.call(6, "get_machine", agent=B, **ADA)
+    story.call(6, "stop_machine", agent="curl/8", **ADA)
+    story.call(7.1, "stop_machine", agent=B, **ADA)
+    report = story.report()
+    assert report.overlaps == []
+    assert report.sound
+
+
+def test_agents_that_share_an_app_overlap_each_for_itself(story: Story) -> None:
+    for name in ("ada", "bob"):
+        story.write(0, "create", name=name, user="admin", code=201)
+        story.make("machine", 1, "shared", machine=f"m-{name}", volume=f"vol-{name}", name=name)
+    ada, bob = ({"app": "shared", "machine": f"m-{name}"} for name in ("ada", "bob"))
+    story.call(5, "update_machine", seconds=2.0, **ada)
+    story.call(6, "update_machine", seconds=2.0, **bob)
+    assert story.report().overlaps == []
+    story.call(6.5, "stop_machine", **ada)
+    assert len(story.report().overlaps) == 1
+
+
+def test_the_late_create_of_a_volume_that_nothing_mounts_is_a_twin_and_no_overlap(story: Story) -> None:
+    story.ready()
+    story.call(0.25, "create_volume", agent=A, seconds=5.0, app="app-ada", volume="vol_late")
+    assert story.report().overlaps == []
+    story.call(0.26, "create_volume", agent=A, seconds=5.0, app="app-ada", volume="vol_app-ada")
+    assert story.report().overlaps != [], "the volume that is used had a rival"
+
+
+def test_the_command_tells_overlaps(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    story.ready()
+    story.call(5, "update_machine", seconds=2.0, **ADA)
+    story.call(6, "stop_machine", **ADA)
+    story.save()
+    assert main(["--ledger", str(story.ledger_path), "--audit", str(story.audit_path)]) == 1
+    assert "overlaps                    1" in capsys.readouterr().out
+
+
+def test_a_finalizer_whose_writer_was_killed_may_be_stored_all_the_same(story: Story) -> None:
+    story.ready()
+    story.audit[1]["responseStatus"]["code"] = 504
+    story.delete(10)
+    assert story.report().sound
+
+
+def test_an_agent_that_a_later_write_does_not_find_is_gone(story: Story) -> None:
+    story.ready()
+    story.delete(10)
+    story.audit[-1]["responseStatus"]["code"] = 504
+    story.write(11, "patch", RELEASED, code=404)
+    del story.ledger[-2:]  # its app is left
+    assert story.report().orphans == ["app app-ada is left although Agent team-a/ada is gone"]
+
+
+def test_an_answer_that_is_held_back_after_the_effect_does_not_make_a_change_longer(story: Story) -> None:
+    story.ready()
+    story.ledger.append({"kind": "held", "at": T0 + 5.1, "op": "update_machine", "request_id": "r1"})
+    story.call(5, "update_machine", agent=A, seconds=9.0, request_id="r1", **ADA)
+    story.call(5.2, "stop_machine", agent=B, **ADA)
+    assert story.report().overlaps == []
+    story.call(5.05, "stop_machine", agent=B, **ADA)
+    assert len(story.report().overlaps) == 1
