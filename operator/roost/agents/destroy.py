@@ -10,6 +10,7 @@ from roost.agents import absence
 from roost.agents.view import (
     FINALIZER,
     SLOW_SECONDS,
+    UNTOLD_ORG,
     WAIT_SECONDS,
     Act,
     AgentView,
@@ -62,6 +63,8 @@ def step(view: AgentView) -> Step:
         return _release(f"app {view.place.app} is let go of, as roost.dev/forget says, with all that is in it")
     if view.world.app_org is None and not view.remembered.app:
         return Act(GetApp(), LEAVING, f"looking whether app {view.place.app} exists")
+    if (unsure := _untold(view)) is not None:
+        return unsure
     if _foreign_app(view):
         return _release("the app is not ours and nothing was made in it")
     for phase in (_machines, _late_machines, _volumes, _last_look):
@@ -83,6 +86,20 @@ def _never_made(view: AgentView) -> bool:
     return world.app_present is None and world.quiet_since is None and not view.remembered.app
 
 
+def _untold(view: AgentView) -> Step | None:
+    """A 403 is no proof that the app is somebody else's, where a process before this one may have made it."""
+    world, app = view.world, view.place.app
+    if world.app_org != UNTOLD_ORG or world.quiet_since is None or view.remembered.app or world.born:
+        return None
+    if absence.look_due(view, world.app_looked_at):
+        return Act(GetApp(), LEAVING, f"looking whose app {app} is")
+    say = (
+        f'Fly does not tell whose app "{app}" is: check the Fly credential; if the app is not yours, let go of it with '
+        f"the annotation roost.dev/forget={app}"
+    )
+    return Stuck(LEAVING, Reason.FOREIGN_APP, say)
+
+
 def _foreign_app(view: AgentView) -> bool:
     """An app of another org; or one that was there before us, by a name of the user's, with nothing of ours in it."""
     world, spec = view.world, view.declared.spec.fly
@@ -101,10 +118,10 @@ def _release(why: str) -> Act:
 
 
 def _app_gone(view: AgentView) -> Step:
-    """404 is believed when we deleted the app ourselves, or when no lost create can still be on its way."""
+    """404 is believed when no lost create or delete of it can still be on its way, a process' before us included."""
     world = view.world
     quiet, looked = world.quiet_since, world.app_looked_at
-    if world.app_delete_accepted or quiet is None or (looked is not None and looked >= quiet + view.absence_seconds):
+    if quiet is None or (looked is not None and looked >= quiet + view.absence_seconds):
         return _release("nothing is left at Fly")
     due = quiet + view.absence_seconds
     if view.now < due:

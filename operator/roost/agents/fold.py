@@ -13,6 +13,7 @@ from roost.agents import recovery
 from roost.agents.absence import DOUBT_AFTER
 from roost.agents.machine_config import fingerprint
 from roost.agents.view import (
+    UNTOLD_ORG,
     Action,
     AskRoom,
     AssignAddress,
@@ -167,7 +168,12 @@ def volumes_seen(
     volumes = tuple(volumes)
     for volume in volumes:
         sight = _volume(world, volume.id)
-        if world.volumes is None or sight is None or sight.deleted:
+        if world.volumes is None or (sight is not None and sight.deleted):
+            continue
+        if sight is None:
+            # A call of an earlier process has arrived late; but what is deleted may be of an earlier life of this name.
+            if not volume.deleted or volume.id == known.volume_id:
+                world = _put_volume(world, volume_sight(volume, now))
             continue
         seen = volume_sight(volume, now, sight)
         if replace(seen, seen_at=sight.seen_at) != sight:
@@ -401,7 +407,7 @@ def _understood(  # noqa: C901 - one case per kind of answer
         case CreateApp(), errors.NameTaken():
             return replace(world, app_present=True, app_org=None, app_looked_at=now)
         case GetApp(), errors.Unauthorized(status=403) if world.app_present:
-            return replace(world, app_org="another org", app_looked_at=now)
+            return replace(world, app_org=UNTOLD_ORG, app_looked_at=now)
         case GetApp(), errors.NotFound():
             return replace(world, app_present=False, app_looked_at=now)
         case (
@@ -457,7 +463,7 @@ def _doubted(  # noqa: C901 - one case per action
     """What an error that is no answer leaves in doubt, so that the next turn looks before it acts."""
     unknown = error.effect == "unknown"
     match action:
-        case CreateApp() if unknown:
+        case CreateApp() | DeleteApp() if unknown:
             return replace(world, quiet_since=now)
         case CreateVolume() if unknown:
             return replace(world, born=False, volume_looks=(), quiet_since=now, lost_volume=True)

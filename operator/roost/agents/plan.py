@@ -142,14 +142,14 @@ def _app(view: AgentView) -> Step | None:
     shared = view.declared.spec.fly.app_strategy == "Shared"
     if world.app_present is False and (shared or view.remembered.app) and absence.look_due(view, world.app_looked_at):
         return Act(GetApp(), Phase.PROVISIONING, f"looking whether app {place.app} exists by now")
-    if world.app_present is False and view.remembered.app:
+    if world.app_present is False and view.remembered.app and not _never_used(view):
         return Stuck(
             Phase.FAILED,
             Reason.APP_NOT_FOUND,
             f'app "{place.app}" is gone at Fly, and its volume with it; to start over without the data, delete this '
             "Agent and apply it again",
         )
-    if view.remembered.app or world.born:
+    if (view.remembered.app and world.app_present is not False) or world.born:
         return None
     if world.app_present and world.app_org == place.org:
         return _found_app(view)
@@ -169,6 +169,12 @@ def _app(view: AgentView) -> Step | None:
     if not view.declared.wants_running:
         return Act(GetApp(), Phase.PROVISIONING, f"looking whether app {place.app} exists")
     return Act(CreateApp(), Phase.PROVISIONING, f"creating app {place.app}")
+
+
+def _never_used(view: AgentView) -> bool:
+    """Nothing was in the app when it was looked through: it may be made again, as one that was still on its way out."""
+    known, world = view.remembered, view.world
+    return known.volume_id is None and known.machine_id is None and world.volumes == () and not world.machines
 
 
 def _found_app(view: AgentView) -> Step | None:
@@ -239,8 +245,8 @@ def _left_behind(view: AgentView) -> Step | None:
             continue
         if machine.suspect or (not machine.host_ok and absence.look_due(view, machine.seen_at)):
             return Act(GetMachine(machine.id), Phase.RECOVERING, f"looking at machine {machine.id}")
-        if not machine.host_ok:
-            continue
+        if not machine.host_ok or (machine.state == "destroying" and machine_of(view) is not None):
+            continue  # nothing waits for it: the host is dead, or the successor is there
         say = f"destroying machine {machine.id}: its volume was followed by another"
         return _destroying(machine, Phase.RECOVERING) or Act(DeleteMachine(machine.id), Phase.RECOVERING, say)
     return None
@@ -300,7 +306,7 @@ def _wanted_up(view: AgentView, machine: MachineSight, volume: VolumeSight) -> S
     if (going := _coming_down(machine, Phase.STARTING) or _destroying(machine, Phase.STARTING)) is not None:
         return going
     if machine.volume_id not in (None, volume.id):
-        return _replace(machine)
+        return _replace(view, machine)
     if machine.state in RESTING and (idle := rest.in_force(view, machine)) is not None:
         return _idle(view, machine, idle.wake_at)
     if machine.config is None and machine_config.foreign_version(view, machine):
@@ -322,8 +328,13 @@ def _wanted_up(view: AgentView, machine: MachineSight, volume: VolumeSight) -> S
     return None
 
 
-def _replace(machine: MachineSight) -> Step:
-    """A machine on another volume: Fly can't exchange a mount, so it goes, and another comes on the right one."""
+def _replace(view: AgentView, machine: MachineSight) -> Step:
+    """A machine on another volume: Fly can't exchange a mount, so it goes, and another comes on the right one.
+
+    The volume in the status may have been followed by the one that the machine is on: the volumes tell.
+    """
+    if view.world.volumes is None:
+        return Act(ListVolumes(), Phase.UPDATING, f"looking whether volume {machine.volume_id} is the Agent's by now")
     say = f"machine {machine.id} is on volume {machine.volume_id}, which is not the Agent's"
     if machine.state == "started":
         return Act(StopMachine(machine.id), Phase.UPDATING, f"stopping it: {say}")
@@ -394,6 +405,9 @@ def _runtime(view: AgentView) -> Step:
     assert volume is not None
     if (housework := storage.keep(view)) is not None:
         return housework
+    for twin in _twins(view, machine):
+        if twin.suspect:
+            return Act(GetMachine(twin.id), Phase.DEGRADED, f"looking whether machine {twin.id} is still there")
     beat = beat_of(view, machine)
     if beat is None:
         return _unheard(view, machine, volume)
@@ -439,7 +453,7 @@ def _unheard(view: AgentView, machine: MachineSight, volume: VolumeSight) -> Ste
 
 def _remarks(view: AgentView, machine: MachineSight) -> tuple[Reason, str] | None:
     """What does not keep the agent from running and a person should know all the same."""
-    if twins := [m.id for m in view.ours() if m.id != machine.id and not storage.superseded(view, m)]:
+    if twins := [m.id for m in _twins(view, machine)]:
         return Reason.DUPLICATE_MACHINES, (
             f"machines {', '.join(twins[:5])} say that they are this Agent's too; machine {machine.id} is kept. "
             "Remove the others at Fly by hand when you know that nothing in them is needed"
@@ -452,6 +466,11 @@ def _remarks(view: AgentView, machine: MachineSight) -> tuple[Reason, str] | Non
     if refused := storage.refusal(view):
         return Reason.RESTORE_REFUSED, refused
     return None
+
+
+def _twins(view: AgentView, machine: MachineSight) -> list[MachineSight]:
+    """Machines beside the kept one that say they are this Agent's."""
+    return [m for m in view.ours() if m.id != machine.id and not storage.superseded(view, m)]
 
 
 # --- What the phases ask of the view. ----------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def render(view: AgentView, end: Step, previous: Mapping[str, Any], wall: str) -
         "previousVolume": _previous_volume(view, previous),
         "idle": _idle(view, current, previous),
         "recovery": _recovery(view, previous),
-        "bundle": _bundle(view),
+        "bundle": _bundle(view, end),
         "agent": _agent(view, previous.get("agent") or {}, wall),
         "secrets": [{"name": n, "version": v} for n, v in view.secrets.versions] or None,
         "destroy": destroy,
@@ -320,8 +320,9 @@ def _when(view: AgentView, at: float, before: str | None) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _bundle(view: AgentView) -> Status | None:
-    beat = _beat(view)
+def _bundle(view: AgentView, end: Step) -> Status | None:
+    at_rest = not view.declared.wants_running or end_reason(end) is Reason.IDLE
+    beat = None if at_rest else _beat(view)  # what was heard before would not outlive this process
     block = {"desired": view.bundle_revision, "applied": beat.bundle_revision if beat else None}
     return {k: v for k, v in block.items() if v is not None} or None
 

@@ -18,6 +18,8 @@ UP = frozenset({"created", "creating", "started", "starting", "restarting", "upd
 """A machine in one of these states runs, or will without our doing."""
 WAIT_SECONDS = 60
 """The longest wait that Fly's wait call takes."""
+UNTOLD_ORG = "another org"
+"""Whose app it is when Fly refuses to tell (403): another org's, or ours and the token is at fault."""
 SLOW_SECONDS = 300.0
 """How often something that only a person can heal is looked at."""
 
