@@ -204,6 +204,18 @@ def test_deleted_before_it_is_known_whose_app_it_is_nothing_of_it_is_touched() -
     assert story.calls[-2:] == ["GetApp", "ReleaseFinalizer"]
 
 
+def test_after_a_crash_a_403_is_no_proof_that_the_app_is_somebody_elses() -> None:
+    """Made, and everything we knew of it lost: its name is taken by ourselves, and the token is at fault."""
+    story = fresh().until("AwaitMachine")
+    story.life = crash(story.life, keep_status=False)
+    story.when("GetApp", Fate.FORBIDDEN).until("GetApp").step()
+    story.life = delete(story.life)
+    assert isinstance(unsure := story.run(), Stuck)
+    assert f"roost.dev/forget={ADA.app}" in unsure.say
+    story.run()
+    assert everything_gone(story)
+
+
 def test_a_machine_of_its_name_that_is_not_ours_is_left_alone_and_said() -> None:
     story = settled()
     [machine] = story.life.cloud.machines
@@ -540,6 +552,15 @@ def test_an_app_deleted_by_hand_is_said_and_a_new_one_is_not_made() -> None:
     story.life = delete(story.life)
     story.run()
     assert story.life.released
+
+
+def test_an_app_that_was_found_on_its_way_out_is_made_again() -> None:
+    """Deleted and applied again at once: the app of before is still shown, and gone a moment later."""
+    story = fresh()
+    story.life = replace(story.life, cloud=Cloud(apps=(FlyApp(ADA.app, ORG, True, 0.0, gone_at=story.life.now + 3.0),)))
+    story.run()
+    assert runs(story)
+    assert story.life.now > 1003.0
 
 
 def test_a_re_created_agent_takes_over_the_machine_it_finds_as_it_is() -> None:

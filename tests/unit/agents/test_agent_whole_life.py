@@ -428,6 +428,20 @@ def test_a_lost_volume_is_restored_from_its_newest_snapshot() -> None:
     story.quiet()
 
 
+def test_restored_and_crashed_twice_its_new_machine_is_not_taken_for_one_on_a_wrong_volume() -> None:
+    story = settled()
+    story.life = snapshot(later(story, DAY).life)
+    story.life = sweep(volume_lost(later(story, 100).life))
+    story.until("CreateVolume").step()
+    story.life = crash(story.life)  # the status still names the volume that is lost
+    story.until("AwaitMachine").step()
+    made = machine(story)
+    story.life = crash(story.life)
+    runs(story)
+    assert machine(story).id == made.id
+    assert not {"StopMachine", "DeleteMachine"} & set(story.calls)
+
+
 def test_a_volume_is_lost_only_when_it_was_not_found_twice() -> None:
     story = settled()
     story.life = snapshot(later(story, DAY).life)
@@ -553,6 +567,22 @@ def test_a_new_agent_is_filled_from_another_agents_newest_snapshot_once() -> Non
     story.life = crash(story.life, keep_status=False)
     runs(story)
     assert of(story, CreateVolume) == [made]
+
+
+def test_restored_once_it_is_not_restored_again_after_its_status_was_wiped() -> None:
+    """The machine says what was restored: when its volume is lost later, what has come since is not given up."""
+    story = fresh(volume={"restore_from": {"snapshot": "vs_first"}})
+    old = FlyVolume("vol_old", ADA.app, ADA.volume, "iad", 4, 1.0, gone_at=10.0, data="mine")
+    app, first = FlyApp(ADA.app, ORG, True, 0.0), FlySnapshot("vs_first", "vol_old", "mine", 5.0)
+    story.life = replace(story.life, cloud=Cloud(apps=(app,), volumes=(old,), snapshots=(first,)))
+    runs(story)
+    assert of(story, CreateVolume)[-1].snapshot == "vs_first"
+    story.life = crash(story.life, keep_status=False)
+    runs(story)
+    story.life = snapshot(later(story, DAY).life)
+    story.life = crash(sweep(volume_lost(later(story, 100).life)))
+    runs(story)
+    assert of(story, CreateVolume)[-1].snapshot == story.life.cloud.snapshots[-1].id != "vs_first"
 
 
 def test_when_the_other_agent_has_no_snapshot_one_is_taken_and_waited_for() -> None:
@@ -1049,6 +1079,17 @@ def test_machines_beside_the_kept_one_are_told_and_left_alone() -> None:
     assert "m_twin" in done.say
     assert "DeleteMachine" not in story.calls
     assert "StopMachine" not in story.calls
+
+
+def test_a_second_machine_that_only_an_old_list_has_shown_is_looked_at_and_forgotten() -> None:
+    story = settled()
+    twin = replace(machine(story), id="m_twin", name="ada-other", volume="vol_x", state="stopped")
+    there = story.life.cloud
+    story.life = sweep(replace(later(story, 100).life, cloud=there.put(twin)))
+    assert runs(story).reason is Reason.DUPLICATE_MACHINES
+    story.life = sweep(replace(story.life, cloud=there))
+    assert runs(story).reason is Reason.RUNNING
+    assert story.calls == ["GetMachine"]
 
 
 def test_an_app_of_a_name_of_the_users_with_nothing_of_ours_is_refused() -> None:

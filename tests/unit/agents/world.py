@@ -1,9 +1,8 @@
 """Fly as the planner may meet it, and the operator around the planner: both as values, on a clock of their own.
 
 `Cloud` holds what exists at Fly. `Door` is the client that `actions.perform` calls: it never waits, it changes the
-cloud, and a `Fate` says how the call ends. It is also the judge: a call that breaks a rule of the house (a second
-machine, a change without the finalizer, the loss of something that isn't ours, a wrong order of destruction) raises
-`Broken`, whatever the planner thinks of it.
+cloud, and a `Fate` says how the call ends. It is also the judge: a call that breaks one of the `RULES` raises `Broken`,
+whatever the planner thinks of it; and `judge` looks at any state, however it came about.
 
 `Life` is one Agent, its Fly and the operator's memory at one moment. Its functions do what the reconcile does, without
 a queue: think, act, rest, crash. Being a value, it can be kept, compared and gone on with in several ways.
@@ -59,6 +58,8 @@ LATE = 40.0
 """How long after its lost answer a call may still be carried out."""
 YOUNG = 45.0
 """For how long a new thing may not be known everywhere. LATE and the longer of LAG and YOUNG stay below ABSENCE."""
+TICK = 0.001
+"""No alarm rings in the instant in which it is set."""
 REFRESH = 15.0
 """How often the org's machines are listed."""
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -73,8 +74,26 @@ ENDS = {
 """How a state ends by itself; every other ends in `started`. (`settling`: an update that does not launch.)"""
 
 
+RULES = {
+    "S1": "at most one live machine and one current volume; none is made empty while the data is elsewhere",
+    "S2": "nothing is changed before our finalizer is stored, nor is it released while anything of ours may exist",
+    "S3": "nothing is destroyed that is not ours, or that a living Agent needs",
+    "S4": "down only, machine, then volume, then app, each when the one before is gone; what is retained stays",
+    "S5": "the spec is never written; observedGeneration follows the generation; Ready tells of what was last seen",
+    "S8": "no call again and again without a rest",
+    "TRUTH": "what is settled is so at Fly",
+    "GOAL": "when nothing fails any more, the Agent gets to where it is declared to be",
+}
+"""The rules of the house; the last two are what the others are for."""
+
+
 class Broken(AssertionError):
-    """A rule of the house is broken."""
+    """One of the `RULES` is broken."""
+
+    def __init__(self, rule: str, what: str) -> None:
+        assert rule in RULES, rule
+        super().__init__(f"{rule}: {what}")
+        self.rule = rule
 
 
 class Fate(Enum):
@@ -90,6 +109,7 @@ class Fate(Enum):
     QUOTA = "refused: the org's quota"
     INVALID = "refused: as it stands"
     UNAUTHORIZED = "refused: the token is not good"
+    FORBIDDEN = "refused: not for this token"
     RATE_LIMITED = "refused: too many calls"
     CONFLICT = "refused: somebody else was quicker"
     EMPTY = "a list, empty by mistake"
@@ -125,6 +145,8 @@ class FlyMachine:
     """When the state it is in ends by itself."""
     gone_at: float = inf
     reachable: bool = True
+    cut_off: bool = False
+    """Its host was out of reach once: it may have a successor by now."""
 
     @property
     def mine(self) -> bool:
@@ -179,6 +201,7 @@ class Cloud:
     pending: tuple[Pending, ...] = ()
     made: int = 0
     moves: int = 0
+    """Changes that were taken up, whenever they are carried out."""
 
     def app(self, name: str) -> FlyApp | None:
         return next((a for a in self.apps if a.name == name), None)
@@ -250,15 +273,15 @@ def made(cloud: Cloud, thing: FlyApp | FlyMachine | FlyVolume) -> Cloud:
         volume = cloud.volume(thing.volume or "")
         on_dead_hosts = {m.id for m in cloud.my_machines() if not m.reachable}
         if others := [m for m in cloud.my_machines() if m.id not in on_dead_hosts]:
-            raise Broken(f"a second machine is made beside {others[0].id}")
+            raise Broken("S1", f"a second machine is made beside {others[0].id}")
         if volume is not None and not volume.data and any(v.data for v in _relatives(cloud, volume)):
-            raise Broken("a machine is made on an empty volume, and the Agent's data is elsewhere")
+            raise Broken("S1", "a machine is made on an empty volume, and the Agent's data is elsewhere")
     if isinstance(thing, FlyVolume) and not thing.data:
         if any(v.name == thing.name for v in cloud.volumes):
-            raise Broken("an empty volume is made although one of this Agent exists, or was lost")
+            raise Broken("S1", "an empty volume is made although one of this Agent exists, or was lost")
         if any(v.data for v in _relatives(cloud, thing)):
-            raise Broken("an empty volume is made, and the Agent has data")
-    return replace(cloud.put(thing), moves=cloud.moves + 1)
+            raise Broken("S1", "an empty volume is made, and the Agent has data")
+    return cloud.put(thing)
 
 
 def _relatives(cloud: Cloud, volume: FlyVolume) -> list[FlyVolume]:
@@ -271,14 +294,18 @@ def _relatives(cloud: Cloud, volume: FlyVolume) -> list[FlyVolume]:
 # --- The door to it ----------------------------------------------------------------------------------------------
 
 
+_OWN_CONFLICT = frozenset({"create_machine", "update_machine", "patch_metadata"})
+"""Calls that meet a conflict in their own way."""
+
+
 class Door:
     """The Fly client of one call: what `actions.perform` asks for happens at once, or ends as `fate` says."""
 
     def __init__(
-        self, cloud: Cloud, now: float, fate: Fate, *, held: bool, volume_name: str, leaving: bool = False
+        self, cloud: Cloud, now: float, fate: Fate, *, held: bool, volume_name: str, leaving: bool, retained: bool
     ) -> None:
         self.cloud, self.now, self.fate = cloud.at(now), now, fate
-        self._held, self._volume_name, self._leaving = held, volume_name, leaving
+        self._held, self._volume_name, self._leaving, self._retained = held, volume_name, leaving, retained
 
     # Apps
 
@@ -303,14 +330,16 @@ class Door:
     async def delete_app(self, name: str) -> None:
         self._change("delete_app", name)
         app = self._app("delete_app", name)
-        if not app.ours:
-            raise Broken(f"app {name} is not ours and is deleted")
+        if not app.ours or not self._leaving:
+            raise Broken("S3", f"app {name} is not ours, or its Agent lives, and it is deleted")
+        if self._retained:
+            raise Broken("S4", f"app {name} is retained and deleted")
         if left := [m.id for m in self.cloud.machines if m.app == name and m.alive]:
-            raise Broken(f"app {name} is deleted and takes {left} along")
+            raise Broken("S4", f"app {name} is deleted and takes {left} along")
         # A volume of ours that nobody knew of may go this way: its machine is gone, and it is to go too.
         foreign = [v.id for v in self.cloud.volumes if v.app == name and not self._named(v) and v.gone_at == inf]
         if foreign:
-            raise Broken(f"app {name} is deleted and takes {foreign} along")
+            raise Broken("S3", f"app {name} is deleted and takes {foreign} along")
         self.cloud = self.cloud.put(replace(app, gone_at=min(app.gone_at, self.now + DYING)))
         self._answer("delete_app")
 
@@ -365,7 +394,7 @@ class Door:
         if (holder := self._holder(volume_id)) is not None:
             raise errors.VolumeBound("create_machine", 412, "volume already claimed", machine_id=holder.id)
         if volume.region != region:
-            raise Broken(f"a machine in {region} for a volume in {volume.region}")
+            raise Broken("S1", f"a machine in {region} for a volume in {volume.region}")
         machine = FlyMachine(
             id=f"m{self.cloud.made}",
             app=app,
@@ -397,7 +426,7 @@ class Door:
         if self.fate is Fate.CONFLICT or current_version != f"v{machine.version}":
             raise errors.Conflict("update_machine", 409, "machine_version mismatch", kind="version")
         if config["mounts"][0]["volume"] != machine.volume:
-            raise Broken("an update puts another volume under the machine")
+            raise Broken("S1", "an update puts another volume under the machine")
         machine = replace(
             machine,
             version=machine.version + 1,
@@ -451,6 +480,9 @@ class Door:
     async def delete_machine(self, app: str, machine_id: str, *, force: bool) -> None:
         self._change("delete_machine", app, machine_id)
         machine = self._mine("delete_machine", machine_id)
+        volumes = self.cloud.my_volumes(self._volume_name)
+        if not self._leaving and volumes and machine.volume == max(volumes, key=lambda v: v.made_at).id:
+            raise Broken("S3", f"machine {machine_id} on the Agent's volume is destroyed, and the Agent lives")
         self._move(replace(machine, state="destroying", due=min(machine.due, self.now + DYING)), "delete_machine")
 
     async def wait_machine(
@@ -544,12 +576,14 @@ class Door:
         self._change("delete_volume", app)
         self._app("delete_volume", app)
         volume = self._my_volume("delete_volume", volume_id)
+        if self._leaving and self._retained:
+            raise Broken("S4", f"volume {volume_id} is retained and deleted")
         if (holder := self._holder(volume_id)) is not None:
             raise errors.VolumeBound("delete_volume", 412, "volume is currently bound", machine_id=holder.id)
         if self._leaving and (mine := self.cloud.my_machines()):
-            raise Broken(f"volume {volume_id} is deleted before machine {mine[0].id} is gone")
+            raise Broken("S4", f"volume {volume_id} is deleted before machine {mine[0].id} is gone")
         if not self._leaving and volume.data and self.now - self._follower(volume).made_at < 7 * 86_400:
-            raise Broken(f"volume {volume_id} with the Agent's data is deleted")
+            raise Broken("S3", f"volume {volume_id} with the Agent's data is deleted")
         self.cloud = self.cloud.put(replace(volume, gone_at=min(volume.gone_at, self.now)))
         self._answer("delete_volume")
 
@@ -566,7 +600,7 @@ class Door:
     def _change(self, op: str, app: str = "", machine: str = "") -> None:
         """The start of a call that changes something."""
         if not self._held:
-            raise Broken(f"{op} before our finalizer is stored")
+            raise Broken("S2", f"{op} before our finalizer is stored")
         if self.fate is Fate.VAIN:
             raise errors.Ambiguous(op, 500, "internal")
         self._refuse(op, app, machine)
@@ -590,8 +624,12 @@ class Door:
                 raise errors.Invalid(op, 400, "invalid_argument")
             case Fate.UNAUTHORIZED:
                 raise errors.Unauthorized(op, 401, "token validation error")
+            case Fate.FORBIDDEN:
+                raise errors.Unauthorized(op, 403, "not authorized to access this resource")
             case Fate.RATE_LIMITED:
                 raise errors.RateLimited(op, 429, "rate limit exceeded", retry_after=2.0)
+            case Fate.CONFLICT if op not in _OWN_CONFLICT:
+                raise errors.Conflict(op, 409, "lease currently held by somebody else", kind="lease")
             case Fate.UNKNOWN:
                 found = self.cloud.machine(machine) if machine else self.cloud.app(app)
                 if found is not None and self.now - found.made_at < YOUNG:
@@ -603,7 +641,9 @@ class Door:
             raise errors.Ambiguous(op, 0, "no answer within 60 s")
 
     def _make(self, op: str, thing: FlyApp | FlyMachine | FlyVolume) -> None:
-        self.cloud = replace(self.cloud, made=self.cloud.made + 1)
+        if self._leaving:
+            raise Broken("S4", f"{op} while the Agent leaves")
+        self.cloud = replace(self.cloud, made=self.cloud.made + 1, moves=self.cloud.moves + 1)
         if self.fate is Fate.LATE:
             self.cloud = replace(self.cloud, pending=(*self.cloud.pending, Pending(self.now + LATE, thing)))
         else:
@@ -630,7 +670,7 @@ class Door:
         """The machine of a change: it must be ours, and there."""
         machine = self._machine(op, machine_id)
         if not machine.mine:
-            raise Broken(f"{op}: machine {machine_id} is not ours")
+            raise Broken("S3", f"{op}: machine {machine_id} is not ours")
         if not machine.alive:
             raise errors.NotFound(op, 404, "machine not found")
         return machine
@@ -643,7 +683,7 @@ class Door:
     def _my_volume(self, op: str, volume_id: str) -> FlyVolume:
         volume = self._volume(op, volume_id)
         if not self._named(volume):
-            raise Broken(f"{op}: volume {volume_id} is not ours")
+            raise Broken("S3", f"{op}: volume {volume_id} is not ours")
         return volume
 
     def _holder(self, volume_id: str) -> FlyMachine | None:
@@ -740,6 +780,8 @@ class Life:
     failures: int = 0
     turn: tuple[tuple[Action, bool], ...] = ()
     released: bool = False
+    began: int = 0
+    """How many changes there had been at Fly when this object was made."""
     talks: bool = True
     """The agent in a started machine sends heartbeats."""
     hushed_at: float | None = None
@@ -853,6 +895,7 @@ def act(life: Life, step: Act, fate: Fate = Fate.OK) -> tuple[Life, Wait | Stuck
         held=life.held,
         volume_name=seen.names.volume,
         leaving=life.declared.deleting,
+        retained=life.declared.spec.deletion_policy == "Retain",
     )
     try:
         answer = _now(perform(door, seen, action, "the-token"))  # type: ignore[arg-type]
@@ -875,11 +918,11 @@ def _went(life: Life, door: Door, world: World, action: Action, *, well: bool) -
     waited = door.now > life.now
     turn = () if waited else (*life.turn, (action, well))
     if turn.count((action, False)) > 1:
-        raise Broken(f"hot loop: {action} fails again and again without a rest")
+        raise Broken("S8", f"hot loop: {action} fails again and again without a rest")
     if turn.count((action, True)) > 2:
-        raise Broken(f"hot loop: {action} again and again without a rest")
+        raise Broken("S8", f"hot loop: {action} again and again without a rest")
     if len(turn) > CALLS_PER_TURN:
-        raise Broken("a turn that does not end")
+        raise Broken("S8", "a turn that does not end")
     return replace(life, now=door.now, cloud=door.cloud, world=world, turn=turn)
 
 
@@ -901,19 +944,19 @@ def judge_release(life: Life) -> None:
     cloud, names = life.cloud.at(life.now), names_of(life.declared.name)
     retained = life.declared.spec.deletion_policy == "Retain"
     if mine := cloud.my_machines():
-        raise Broken(f"the finalizer is released and machine {mine[0].id} lives on")
+        raise Broken("S2", f"the finalizer is released and machine {mine[0].id} lives on")
     later = cloud.at(life.now + 2 * ABSENCE)
     if mine := later.my_machines():
-        raise Broken(f"the finalizer is released and machine {mine[0].id} is on its way")
+        raise Broken("S2", f"the finalizer is released and machine {mine[0].id} is on its way")
     if retained:
         return
     kept = {word.strip() for word in life.declared.annotations.get("roost.dev/forget", "").split(",")}
     if volumes := [v for v in later.my_volumes(names.volume) if v.id not in kept]:
-        raise Broken(f"the finalizer is released and volume {volumes[0].id} is left")
+        raise Broken("S2", f"the finalizer is released and volume {volumes[0].id} is left")
     # A create of the app that is carried out after its deletion leaves an empty name behind, and nothing in it.
     deleted = life.world.app_delete_accepted
     if [a for a in later.apps if a.ours and not deleted and not kept - {""}]:
-        raise Broken("the finalizer is released and the app is left")
+        raise Broken("S2", "the finalizer is released and the app is left")
 
 
 def rest(life: Life, step: Step, *, told: bool = True) -> Life:
@@ -922,15 +965,15 @@ def rest(life: Life, step: Step, *, told: bool = True) -> Life:
     status = life.status
     if told or not isinstance(step, Wait):
         status = render(view(life), step, life.status, wall(life.now))
-        judge_status(life, status)
+        judge_status(life, status, step)
     backoff = isinstance(step, Wait) and step.after is None
     seconds = min(300.0, 0.25 * 2**life.failures) if backoff else step.after
     assert seconds is not None
     if seconds <= 0:
-        raise Broken(f"a rest of {seconds} s")
-    now = life.now + seconds
+        raise Broken("S8", f"a rest of {seconds} s")
+    now, world = life.now + max(seconds, TICK), view(life).world
     failures = life.failures + 1 if backoff else 0
-    return replace(life, now=now, cloud=life.cloud.at(now), status=status, failures=failures, turn=())
+    return replace(life, now=now, cloud=life.cloud.at(now), world=world, status=status, failures=failures, turn=())
 
 
 def judge_settled(life: Life, step: Settled) -> None:
@@ -938,25 +981,99 @@ def judge_settled(life: Life, step: Settled) -> None:
     cloud = life.cloud.at(life.now)
     up = [m for m in cloud.my_machines() if m.state not in ("stopped", "suspended", "failed")]
     if step.phase in (Phase.STOPPED, Phase.REVOKED, Phase.SUSPENDED) and up:
-        raise Broken(f"{step.phase} is said, and machine {up[0].id} is {up[0].state}")
+        raise Broken("TRUTH", f"{step.phase} is said, and machine {up[0].id} is {up[0].state}")
     if step.phase is Phase.RUNNING:
         current = storage.current(view(life))
         if [m.state for m in up if m.reachable] != ["started"] or current is None or up[0].volume != current.id:
-            raise Broken(f"Running is said of {cloud.my_machines()} and {cloud.volumes}")
+            raise Broken("TRUTH", f"Running is said of {cloud.my_machines()} and {cloud.volumes}")
         epoch = str(life.declared.spec.identity.token_epoch)
         told = dict(up[0].metadata)
         wanted = machine_config.config_hash(view(life), up[0].volume or "")
         if (told["roost_token_epoch"], told["roost_config_hash"]) != (epoch, wanted):
-            raise Broken("Running is said, and the machine is not as declared")
+            raise Broken("TRUTH", "Running is said, and the machine is not as declared")
 
 
-def judge_status(life: Life, status: Mapping[str, Any]) -> None:
+def judge_status(life: Life, status: Mapping[str, Any], step: Step) -> None:
+    """What is about to be written: no condition against another, no generation out of turn, no Ready unseen."""
     said = {c["type"]: c for c in status["conditions"]}
     if said["Reconciling"]["status"] == said["Stalled"]["status"] == "True":
-        raise Broken("Reconciling and Stalled at once")
+        raise Broken("S5", "Reconciling and Stalled at once")
     before = life.status.get("observedGeneration", -1)
     if not before <= status["observedGeneration"] <= life.declared.generation:
-        raise Broken("observedGeneration passes the generation, or goes back")
+        raise Broken("S5", "observedGeneration passes the generation, or goes back")
+    if said["Ready"]["status"] != "True" or not isinstance(step, Settled) or life.declared.paused:
+        return
+    if said["Ready"]["observedGeneration"] != life.declared.generation:
+        raise Broken("S5", "Ready is said of another generation than the declared one")
+    seen = view(life)
+    up = [m for m in seen.ours() if m.state == "started"]
+    if step.phase in (Phase.RUNNING, Phase.DEGRADED):
+        heard = seen.beat is not None and seen.beat.ready and seen.beat.age <= seen.silence_window
+        if not heard or all(m.suspect or m.id != seen.beat.machine_id for m in up):
+            raise Broken("S5", "Ready is said of an agent that was neither seen to run nor heard")
+    elif [m for m in up if not m.suspect]:
+        raise Broken("S5", f"{step.phase} is said as Ready, and its machine was last seen to run")
+
+
+def judge(life: Life, start: Life) -> None:
+    """S1 to S5 of one state of a life that began as `start`, whatever has led to it."""
+    cloud, d, volume = life.cloud.at(life.now), life.declared, names_of(life.declared.name).volume
+    up = [m for m in cloud.my_machines() if not m.cut_off]
+    if len(up) > 1:
+        raise Broken("S1", f"machines {[m.id for m in up]} live at once")
+    numbers = [v.name for v in cloud.my_volumes(volume)]
+    if len(set(numbers)) < len(numbers):
+        raise Broken("S1", f"volumes {sorted(numbers)} are there, and one of them twice")
+    if not life.held and not life.released and cloud.moves > life.began:
+        raise Broken("S2", "something was changed, and our finalizer is not stored")
+    if life.released and d.deleting:
+        judge_release(life)
+    theirs = {(m.id, m.state) for m in start.cloud.machines if not m.mine}
+    if not theirs <= {(m.id, m.state) for m in cloud.machines}:
+        raise Broken("S3", "somebody else's machine is gone, or no longer as it was")
+    others = {v.id for v in start.cloud.volumes if not v.name.startswith(volume)}
+    if not others <= {v.id for v in cloud.volumes if v.gone_at == inf}:
+        raise Broken("S3", "somebody else's volume is gone")
+    if d.deleting:
+        _judge_order(life, cloud, start)
+    if not life.status.get("observedGeneration", 0) <= d.generation:
+        raise Broken("S5", "observedGeneration passes the generation")
+
+
+def _judge_order(life: Life, cloud: Cloud, start: Life) -> None:
+    """S4: what a deletion may have taken so far."""
+    volume = names_of(life.declared.name).volume
+    there = {v.id for v in cloud.my_volumes(volume)}
+    for machine in cloud.my_machines():
+        if machine.volume not in there:
+            raise Broken("S4", f"volume {machine.volume} is gone before its machine {machine.id}")
+    if life.declared.spec.deletion_policy == "Retain":
+        apps = {a.name for a in cloud.apps if a.gone_at == inf}
+        if (
+            not {v.id for v in start.cloud.my_volumes(volume)} <= there
+            or not {a.name for a in start.cloud.apps} <= apps
+        ):
+            raise Broken("S4", "what is retained is gone")
+
+
+def reached(life: Life, step: Step | None) -> bool:
+    """GOAL: whether this is where the declaration leads, when the planner rests on `step`."""
+    d = life.declared
+    if life.released or d.deleting:
+        return life.released
+    if not isinstance(step, Settled):
+        return False
+    if step.reason is Reason.IDLE or d.paused:
+        return (step.reason is Reason.IDLE) == d.wants_running
+    wanted = (Phase.REVOKED,) if d.revoked else _GOALS[d.spec.desired_state]
+    return step.phase in wanted
+
+
+_GOALS = {
+    "Running": (Phase.RUNNING,),
+    "Stopped": (Phase.STOPPED,),
+    "Suspended": (Phase.SUSPENDED, Phase.STOPPED),  # one that was stopped already has nothing to keep in memory
+}
 
 
 def crash(life: Life, *, keep_status: bool = True) -> Life:
@@ -1006,6 +1123,7 @@ def apply_again(life: Life, uid: str, wanted: AgentSpec | None = None) -> Life:
         status={},
         world=World(quiet_since=life.started_at),
         released=False,
+        began=cloud.moves,
         failures=0,
         turn=(),
     )
@@ -1019,7 +1137,7 @@ def _of_mine(life: Life, **changes: Any) -> Life:
     cloud = life.cloud.at(life.now)
     for machine in cloud.my_machines():
         cloud = cloud.put(replace(machine, due=inf, **changes))
-    return replace(life, cloud=cloud)
+    return replace(life, cloud=cloud, turn=())
 
 
 def machine_stops(life: Life) -> Life:
@@ -1054,7 +1172,7 @@ def host_dies(life: Life) -> Life:
     for volume in cloud.my_volumes(mine):
         cloud = cloud.put(replace(volume, reachable=False))
     for machine in cloud.my_machines():
-        cloud = cloud.put(replace(machine, reachable=False))
+        cloud = cloud.put(replace(machine, reachable=False, cut_off=True))
     return replace(life, cloud=cloud)
 
 
