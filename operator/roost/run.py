@@ -82,12 +82,15 @@ class Operator:
             probes(self._metrics, self._alive, lambda: self._ready), self._settings.metrics.listen
         )
         try:
-            async with Kube(self._cluster, self._metrics, self._agent) as kube:
+            async with (
+                Kube(self._cluster, self._metrics, self._agent) as kube,
+                Kube(self._cluster, self._metrics, self._agent) as leases,  # its renewal waits behind no other write
+            ):
                 if not await self._until_able(kube):
                     return
                 settings = self._settings
                 address = _reached_at(settings.endpoint.listen)
-                leader = Leader(kube, settings.namespace, settings.leader_election, self._identity, address)
+                leader = Leader(leases, settings.namespace, settings.leader_election, self._identity, address)
                 self._metrics.leader.labels("roost").set_function(lambda: float(leader.leads))
                 election = asyncio.create_task(leader.run(), name="election")
                 try:

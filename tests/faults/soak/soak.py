@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import linear_regression
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -53,7 +54,7 @@ RSS_GROWTH_MB, FDS_GROWTH = 12.0, 20.0
 
 @dataclass(slots=True)
 class Life:
-    """One life of the operator's process: samples of seconds since its start, MB of memory, open files."""
+    """One life of the operator's process: samples of seconds since its start, MB of memory, open files less callers."""
 
     pid: int
     began: float
@@ -318,10 +319,15 @@ class Soak:
             self.lives.append(Life(row.pid, self._now()))
         try:
             process = psutil.Process(row.pid)
-            sample = process.memory_info().rss / 2**20, process.num_fds()
+            sample = process.memory_info().rss / 2**20, process.num_fds() - self._callers(process)
         except psutil.Error:
             return
         self.lives[-1].samples.append((self._now() - self.lives[-1].began, *sample))
+
+    def _callers(self, process: psutil.Process) -> int:
+        """Connections of agents: each that runs holds one open for its heartbeat, so they grow with those that run."""
+        port = urlsplit(self._stack.endpoint_url).port
+        return sum(c.laddr.port == port and c.status == "ESTABLISHED" for c in process.net_connections("tcp"))
 
     def _check(self, *, at_end: bool) -> None:
         """Every violation on record, once. That something is left over can be told at the end only."""
