@@ -45,8 +45,8 @@ LOOK_SECONDS, CHECK_SECONDS, ROW_SECONDS = 2.0, 30.0, 10.0
 PATIENCE_SECONDS = 420.0
 """To converge at the end: more than the longest back-off."""
 WARM_UP_SECONDS, JUDGED_SECONDS = 60.0, 120.0
-RSS_GROWTH_MB, FDS_GROWTH = 12.0, 20.0
-"""What a life may grow by, along its line: noise of an allocator, connections that come and go."""
+RSS_GROWTH_MB, FDS_GROWTH = 12.0, 64.0
+"""What a life may grow by, along its line: noise of an allocator, and the pool of connections to Kubernetes."""
 
 
 # --- What must hold ----------------------------------------------------------------------------------------------
