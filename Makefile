@@ -21,9 +21,10 @@ test: $(STAMP) ## all tests, those against the real API server and the whole sto
 unit: $(STAMP) ## the quick tests only
 	$(BIN)/python -m pytest tests/unit
 
-faults: $(STAMP) ## every story, every call, every fault, on virtual time (REPLAY=story/call/fault, STORIES=a,b, SECONDS=15, SEED=1, KEEP=dir)
+KEPT := $${XDG_STATE_HOME:-$$HOME/.local/state}/roost/faults
+faults: $(STAMP) ## every story, every call, every fault, on virtual time (REPLAY=story/call/fault, STORIES=a,b, SECONDS=10, SEED=1, KEEP=dir)
 	@PYTHONPATH=tests $(BIN)/python -m faults.sweep $(if $(REPLAY),--replay "$(REPLAY)") $(if $(STORIES),--stories "$(STORIES)") \
-		$(if $(SECONDS),--seconds "$(SECONDS)") $(if $(SEED),--seed "$(SEED)") $(if $(KEEP),--keep "$(KEEP)")
+		$(if $(SECONDS),--seconds "$(SECONDS)") $(if $(SEED),--seed "$(SEED)") $(if $(REPLAY),,--keep "$(or $(KEEP),$(KEPT))")
 
 faults-process: $(STAMP) ## operators killed and paused, outages, jumping clocks, two clusters (MINUTES=15 SEED=… PART=… LIFE=…)
 	@$(BIN)/python tests/faults/process/process_run.py --minutes $(or $(MINUTES),15) \
@@ -47,10 +48,11 @@ check: $(STAMP) ## style, types, layers, and that generated files are up to date
 generate: $(STAMP) ## write crds/ and the generated reference pages anew
 	$(BIN)/python -m roost.api.generate
 
-verify-figures: $(STAMP) ## figures of the last demo, from its ledger and audit log alone (DIR=… for another stack)
+verify-figures: $(STAMP) ## figures of the last demo and the last `make faults`, from their records alone (DIR=… for another stack)
 	@dir="$(or $(DIR),$${XDG_STATE_HOME:-$$HOME/.local/state}/roost/demo)"; \
 	$(BIN)/python -m roost.local.verify_figures --ledger "$$dir/fly/ledger.jsonl" --audit "$$dir"/audit*.jsonl \
-		$$(test -f "$$dir/logs/idle-window" && echo --idle-file "$$dir/logs/idle-window")
+		$$(test -f "$$dir/logs/idle-window" && echo --idle-file "$$dir/logs/idle-window"); code=$$?; \
+	if [ -z "$(DIR)" ] && [ -d "$(KEPT)" ]; then PYTHONPATH=tests $(BIN)/python -m faults.recount "$(KEPT)" || code=1; fi; exit $$code
 
 format: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix $(PACKAGES)

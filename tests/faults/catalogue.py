@@ -4,9 +4,13 @@
 process has died, another works already, and then the request arrives; that is also what a leader does that was paused
 for so long. `once` faults strike one call, storms every call for a while.
 
+How late a request may arrive has a stated bound, `settings.fly.absenceSeconds` (90 s, counted from the start of the
+process that works now): no later call is injected. One that comes later still may leave an empty app or a volume that
+is told of, or take away what was made again under the same name.
+
 `EXHAUSTIVE` holds one fault of each kind that the clients tell apart: 500, 502, 503, 504 and 408 are one kind to a
 caller (`roost.fly.errors.classify`, `roost.kube.client`), and so are 401 and 403, a cut connection and an answer that
-can't be read. The random part of the sweep draws from all of them.
+can't be read, or that Kubernetes doesn't give. The random part of the sweep draws from all of them.
 """
 
 import asyncio
@@ -15,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from faults.wire import GAVE_UP_SECONDS, Do, Event, Passing, Seen
-from flysim.faults import Order
 
 FLY_WRITE, FLY_READ, FLY_LIST = "fly-write", "fly-read", "fly-list"
 KUBE_WRITE, KUBE_READ, EVENT, WATCH = "kube-write", "kube-read", "event", "watch"
@@ -39,6 +42,8 @@ class Fault:
     fits: Callable[[Seen], bool] = lambda _: True
     like: str = ""
     """The story that the fault is by itself: what it costs comes on top."""
+    again: Callable[[Seen], bool] = lambda _: False
+    """Where the sweep needs it not: the world is as a fault of the sweep at the call before leaves it."""
 
     def at(self, seen: Seen) -> bool:
         return seen.kind in self.kinds and self.fits(seen)
@@ -54,10 +59,11 @@ def fault(
     sweep: bool = True,
     fits: Callable[[Seen], bool] = lambda _: True,
     like: str = "",
+    again: Callable[[Seen], bool] = lambda _: False,
 ) -> Callable[[Do], Do]:
     def known(do: Do) -> Do:
         assert name not in CATALOGUE, name
-        CATALOGUE[name] = Fault(name, (do.__doc__ or "").strip(), frozenset(kinds), do, sweep, fits, like)
+        CATALOGUE[name] = Fault(name, (do.__doc__ or "").strip(), frozenset(kinds), do, sweep, fits, like, again)
         return do
 
     return known
@@ -152,11 +158,8 @@ async def _silent_after(passing: Passing) -> Any:
 @fault("fly-slow", {FLY_WRITE})
 async def _slow(passing: Passing) -> Any:
     """takes its effect 15 s after the operator has given up"""
-    seconds = GAVE_UP_SECONDS[passing.seen.kind] + 15.0
-    order = Order(op=passing.seen.op, delay=seconds, times=1, match={"agent": "roost/*"})
-    passing.wire.world.sim.faults.add(order)
-    passing.wire.busy(seconds + 1.0)
-    return await passing.go()
+    passing.later(GAVE_UP_SECONDS[passing.seen.kind] + 15.0)
+    return await passing.hang()
 
 
 def storm(name: str, does: str, at: str, kinds: frozenset[str], status: int, body: Any) -> None:
@@ -210,6 +213,7 @@ for code, sweep in ((409, True), (422, True), (403, False), (503, True), (429, F
 said("kube-504-after", "HTTP 504, all done", {KUBE_WRITE}, 504, after=True, sweep=False)
 for code, sweep in ((503, True), (403, True), (404, False)):
     said(f"kube-read-{code}", f"HTTP {code} to a read", {KUBE_READ}, code, sweep=sweep)
+said("kube-500-after", "HTTP 500, all done", {KUBE_WRITE}, 500, after=True, sweep=False)
 said("event-503", "an Event is refused", {EVENT}, 503)
 
 
@@ -235,7 +239,7 @@ async def _kube_silent_before(passing: Passing) -> Any:
     return await passing.hang()
 
 
-@fault("kube-silent-after", {KUBE_WRITE})
+@fault("kube-silent-after", {KUBE_WRITE}, sweep=False)
 async def _kube_silent_after(passing: Passing) -> Any:
     """never answers, all done"""
     await passing.go()
@@ -249,21 +253,54 @@ async def _kube_late(passing: Passing) -> Any:
     return await passing.hang()
 
 
-@fault("kube-touched", {KUBE_WRITE}, fits=lambda s: "agents" in s.op)
+def _object(passing: Passing) -> tuple[str, str] | None:
+    """Kind and name of the Agent or Fleet that a call is about, if it is there."""
+    kind = "Fleet" if "fleets" in passing.seen.op else "Agent"
+    there = passing.wire.world.store.find(kind, passing.seen.about) is not None
+    return (kind, passing.seen.about) if there else None
+
+
+def _of_ours(seen: Seen) -> bool:
+    return "agents" in seen.op or "fleets" in seen.op
+
+
+@fault("kube-touched", {KUBE_WRITE}, fits=_of_ours)
 async def _touched(passing: Passing) -> Any:
     """somebody else changes the object right before"""
-    store = passing.wire.world.store
-    if store.find("Agent", passing.seen.about) is not None:
-        store.annotate(passing.seen.about, {"somebody/else": "here"})
+    if (found := _object(passing)) is not None:
+        passing.wire.world.store.annotate(found[1], {"somebody/else": "here"}, found[0])
     return await passing.go()
 
 
-@fault("kube-wiped", {KUBE_WRITE}, fits=lambda s: "agents" in s.op)
+@fault("kube-wiped", {KUBE_WRITE}, fits=_of_ours)
 async def _wiped(passing: Passing) -> Any:
     """somebody wipes the status right before"""
-    store = passing.wire.world.store
-    if store.find("Agent", passing.seen.about) is not None:
-        store.wipe_status(passing.seen.about)
+    if (found := _object(passing)) is not None:
+        passing.wire.world.store.wipe_status(found[1], found[0])
+    return await passing.go()
+
+
+FOREIGN, FOREIGN_SECONDS = "somebody/else", 20.0
+
+
+@fault("kube-finalizer", {KUBE_WRITE}, fits=lambda s: _of_ours(s) and "status" not in s.op)
+async def _finalizer(passing: Passing) -> Any:
+    """somebody adds a finalizer right before, and takes it away 20 s later; it must be there until then"""
+    wire, store = passing.wire, passing.wire.world.store
+    found = _object(passing)
+    if found is not None and "deletionTimestamp" not in store.find(*found)["metadata"]:
+        store.change(*found, {"finalizers": [*store.find(*found)["metadata"].get("finalizers", ()), FOREIGN]})
+
+        def let_go() -> None:
+            body = store.find(*found)
+            held = list(body["metadata"].get("finalizers", ())) if body is not None else []
+            if FOREIGN not in held:
+                wire.broke.append(f"the finalizer of somebody else on {found[1]} is gone")
+                return
+            store.change(*found, {"finalizers": [each for each in held if each != FOREIGN] or None})
+
+        wire.busy(FOREIGN_SECONDS + 1.0)
+        wire.loop.call_later(FOREIGN_SECONDS, let_go)
     return await passing.go()
 
 
@@ -306,7 +343,7 @@ for _name, _do in (("dropped", _dropped), ("delayed", _delayed), ("twice", _twic
 CALLS = FLY | {KUBE_WRITE, KUBE_READ}
 
 
-@fault("kill-before", CALLS)
+@fault("kill-before", CALLS, again=lambda s: s.at_once)
 async def _kill_before(passing: Passing) -> Any:
     """SIGKILL before the call is sent (or the answer of the call before is used)"""
     passing.wire.kill()
@@ -331,7 +368,7 @@ def late(seconds: float) -> None:
     fault(f"late-{seconds:g}", {FLY_WRITE, KUBE_WRITE} if seconds < 10 else {FLY_WRITE})(do)
 
 
-for _seconds in (5.0, 40.0, 100.0):
+for _seconds in (5.0, 40.0, 80.0):
     late(_seconds)
 
 
@@ -345,32 +382,50 @@ async def _term(passing: Passing) -> Any:
 # --- Others -------------------------------------------------------------------------------------------------------
 
 
-def _machines(passing: Passing) -> list[Any]:
+def _victim(passing: Passing) -> Any:
+    """A machine of the story's Agents: of the one that the call is about, or of the first that has one."""
     world = passing.wire.world
-    return world.machines("ada")
+    machines = [machine for name in world.inmates if name != "bob" for machine in world.machines(name)]
+    about = [machine for machine in machines if passing.seen.about in (machine.id, machine.app.name)]
+    return next(iter(about or machines), None)
 
 
 @fault("destroyed", {FLY_WRITE, FLY_READ, KUBE_WRITE}, like="lost-machine")
 async def _destroyed(passing: Passing) -> Any:
     """somebody destroys the machine right before"""
-    for machine in _machines(passing)[:1]:
+    if (machine := _victim(passing)) is not None:
         await passing.wire.world.admin("DELETE", f"machines/{machine.id}")
+    return await passing.go()
+
+
+async def _by_hand(passing: Passing, what: str) -> Any:
+    machine = _victim(passing)
+    if machine is not None and machine.state == "started":
+        path = f"/v1/apps/{machine.app.name}/machines/{machine.id}/{what}"
+        await passing.wire.world.by_hand("POST", path, {})
     return await passing.go()
 
 
 @fault("stopped", {FLY_WRITE, FLY_READ}, like="ended")
 async def _stopped(passing: Passing) -> Any:
     """somebody stops the machine right before"""
-    for machine in _machines(passing)[:1]:
-        if machine.state == "started":
-            path = f"/v1/apps/{machine.app.name}/machines/{machine.id}/stop"
-            await passing.wire.world.by_hand("POST", path, {})
-    return await passing.go()
+    return await _by_hand(passing, "stop")
+
+
+@fault("restarted", {FLY_WRITE, FLY_READ}, sweep=False, like="ended")
+async def _restarted(passing: Passing) -> Any:
+    """somebody restarts the machine right before"""
+    return await _by_hand(passing, "restart")
 
 
 EXHAUSTIVE = [f for f in CATALOGUE.values() if f.sweep]
 
 
-def fitting(seen: Seen, faults: "list[Fault]") -> "list[Fault]":
-    """Those that can happen here."""
-    return [f for f in faults if f.at(seen)]
+def swept(seen: Seen) -> list[Fault]:
+    """Those that the sweep lets happen here: none where the clock alone has brought about the call once more."""
+    return [] if seen.unstirred else [f for f in EXHAUSTIVE if f.at(seen) and not f.again(seen)]
+
+
+def possible(seen: Seen) -> list[Fault]:
+    """All that can happen here."""
+    return [f for f in CATALOGUE.values() if f.at(seen)]

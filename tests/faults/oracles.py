@@ -1,7 +1,8 @@
 """What must never be, read from two records alone: Fly's ledger, and the API server's record of every version.
 
-The operator's own metrics and opinions are never asked. Doubles, orphans and the order of a destroy are counted as
-`roost.local.verify_figures` does for a real stack; the rest is what a double of the API server makes cheap to know.
+The operator's own metrics and opinions are never asked. Doubles, orphans, overlaps and the order of a destroy are
+counted as `roost.local.verify_figures` does for a real stack; the rest is what a double of the API server makes cheap
+to know. Every Agent is judged, a Fleet's members too.
 """
 
 import json
@@ -10,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from roost.local import verify_figures
-from roost.local.evidence import Call, Ledger, Write, ledger_of
+from roost.local.evidence import Key, Ledger, Write, ledger_of
 
 OURS = "roost/"
-PATIENCE_SECONDS = 60.0
 NAMES = ("orphans", "doubles", "overlaps", "order", "finalizer", "foreign", "generation", "secrets")
 
 
@@ -46,8 +46,8 @@ def judge(lines: Sequence[Mapping[str, Any]], versions: Sequence[Version], secre
         report = verify_figures.verify(ledger, writes)
         verdict.found["orphans"] += report.orphans
         verdict.found["doubles"] += [s for s in report.doubles if not _on_a_dead_host(s, lines)]
+        verdict.found["overlaps"] += report.overlaps
         verdict.found["order"] += report.order_violations
-    verdict.found["overlaps"] += overlaps(ledger.calls)
     verdict.found["finalizer"] += unguarded(ledger, writes)
     verdict.found["foreign"] += foreign(ledger)
     verdict.found["generation"] += generations(versions)
@@ -95,50 +95,36 @@ def _writes(version: Version, old: Mapping[str, Any] | None, new: Mapping[str, A
         yield write(verify_figures.OPERATOR, "patch", {"status": new.get("status") or {}}, "status")
 
 
-def overlaps(calls: Iterable[Call]) -> list[str]:
-    """Two changes of one app that took effect, the second begun before the first was answered or given up.
-
-    The operator gives a change up after a minute: what Fly does with it later is a late arrival, and no more under way.
-    """
-    by_app: dict[str | None, list[Call]] = {}
-    for call in calls:
-        if call.changed and call.agent.startswith(OURS):
-            by_app.setdefault(call.app, []).append(call)
+def unguarded(ledger: Ledger, writes: Sequence[Write]) -> list[str]:
+    """Changes at Fly while the Agent that they are about did not hold our finalizer (or, of whom nobody can tell,
+    while no Agent did)."""
+    owners = verify_figures._Owners(ledger, writes, verify_figures.OPERATOR)
+    held = _held(writes)
+    everyone = [span for spans in held.values() for span in spans]
     found = []
-    for app, of_app in by_app.items():
-        ordered = sorted(of_app, key=lambda c: c.at)
-        until = ordered[0]
-        for call in ordered[1:]:
-            if call.at < _until(until):
-                found.append(f"{call.op} of {app} began while {until.op} was under way")
-            until = max(until, call, key=_until)
+    for call in ledger.calls:
+        if call.changed and call.agent.startswith(OURS):
+            key = owners.of_call(call)
+            if not any(a <= call.at <= b for a, b in (everyone if key is None else held.get(key, ()))):
+                found.append(f"{call.op} at {call.at:.1f} while {owners.subject(call)} had no finalizer")
     return found
 
 
-def _until(call: Call) -> float:
-    return min(call.answered, call.at + PATIENCE_SECONDS)
-
-
-def unguarded(ledger: Ledger, writes: Sequence[Write]) -> list[str]:
-    """Changes at Fly while no Agent held our finalizer."""
-    held: list[tuple[float, float]] = []
-    since: float | None = None
+def _held(writes: Iterable[Write]) -> dict[Key, list[tuple[float, float]]]:
+    """From when until when each Agent held our finalizer."""
+    held: dict[Key, list[tuple[float, float]]] = {}
+    since: dict[Key, float] = {}
     for write in writes:
         finalizers = (write.body.get("metadata") or {}).get("finalizers")
         if finalizers is None:
             continue
         if verify_figures.FINALIZER in finalizers:
-            since = write.received if since is None else since
-        elif since is not None:
-            held.append((since, write.received))
-            since = None
-    if since is not None:
-        held.append((since, float("inf")))
-    return [
-        f"{call.op} at {call.at:.1f} while nobody held the finalizer"
-        for call in ledger.calls
-        if call.changed and call.agent.startswith(OURS) and not any(a <= call.at <= b for a, b in held)
-    ]
+            since.setdefault(write.key, write.received)
+        elif (began := since.pop(write.key, None)) is not None:
+            held.setdefault(write.key, []).append((began, write.received))
+    for key, began in since.items():
+        held.setdefault(key, []).append((began, float("inf")))
+    return held
 
 
 def foreign(ledger: Ledger) -> list[str]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flysim.hosts import Size
-from operator_world import World
+from operator_world import COMMAND, World
+from roost.kube.objects import condition
 
 Was = dict[str, Any]
 OPEN = {"machine": {"public": "Gateway"}}
@@ -19,7 +20,11 @@ IDLE = {"action": "Stop", "afterSeconds": 60, "allowDeaf": True}
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """See the module. `seconds`: how long it may take, once nothing disturbs it any more."""
+    """See the module. `seconds`: how long it may take, once nothing disturbs it any more.
+
+    `member_every`: in a Fleet's story, each fault strikes one in so many of its members' own calls, for what becomes of
+    those the stories of a single Agent tell in full; and every call of the Fleet's. `objects` are worked on at once.
+    """
 
     name: str
     before: Callable[[World], Awaitable[Was]]
@@ -29,6 +34,8 @@ class Story:
         default_factory=lambda: {"fly": {"org": "personal", "volumeRefreshSeconds": 20}}
     )
     seconds: float = 1500.0
+    member_every: int = 1
+    objects: int = 1
 
 
 STORIES: dict[str, Story] = {}
@@ -120,12 +127,10 @@ def stopped(world: World, remembered: Was) -> bool:
     return rests(world, remembered)
 
 
-def gone(world: World, remembered: Was) -> bool:
+def gone(world: World, remembered: Was, name: str = "ada") -> bool:
     """Neither the Agent nor anything of it."""
-    nothing_left = not world.machines("ada") and not world.volumes("ada")
-    return (
-        world.store.find("Agent", "ada") is None and nothing_left and world.app_name("ada") not in world.sim.world.apps
-    )
+    nothing_left = not world.machines(name) and not world.volumes(name)
+    return world.store.find("Agent", name) is None and nothing_left and world.app_name(name) not in world.sim.world.apps
 
 
 # --- Made ---------------------------------------------------------------------------------------------------------
@@ -412,3 +417,69 @@ async def _fickle(world: World, _: Was) -> None:
     await world.edit("ada", desiredState="Stopped")
     await world.settle(0.5)
     await world.edit("ada", desiredState="Running", machine={"memoryMb": 2048})
+
+
+# --- Fleets -------------------------------------------------------------------------------------------------------
+
+MEMBERS = ("crew-0", "crew-1", "crew-2")
+REVISIONS = "/apis/apps/v1/namespaces/team/controllerrevisions"
+OF_MEMBERS = {"member_every": 24, "objects": 4, "seconds": 2500.0}
+
+
+def a_fleet(replicas: int, image: str = "me/agent:1") -> dict[str, Any]:
+    return {"replicas": replicas, "template": {"spec": {"runtime": COMMAND, "machine": {"image": image}}}}
+
+
+def fleet_of(replicas: int) -> Callable[[World], Awaitable[Was]]:
+    async def running(world: World) -> Was:
+        world.store.apply("Fleet", "crew", a_fleet(replicas))
+        await world.until(lambda: manned(world, replicas), 300)
+        await world.settle(40)
+        return {name: world.volume(name).id for name in MEMBERS[:replicas]}
+
+    return running
+
+
+def manned(world: World, replicas: int, image: str = "me/agent:1", remembered: Was | None = None) -> bool:
+    """So many members live, no other is there, and the Fleet says so."""
+    volumes = remembered or {}
+    there = all(
+        lives(world, {"volume": volumes[name]} if name in volumes else {}, name=name)
+        and world.machine(name).config.image.startswith(image)
+        for name in MEMBERS[:replicas]
+    )
+    return there and all(gone(world, {}, name) for name in MEMBERS[replicas:]) and fleet_says(world, replicas)
+
+
+def fleet_says(world: World, replicas: int) -> bool:
+    body = world.store.find("Fleet", "crew")
+    if body is None or "deletionTimestamp" in body["metadata"]:
+        return False
+    status = body.get("status", {})
+    counted = [status.get(key) for key in ("replicas", "readyReplicas", "updatedReplicas")]
+    seen = status.get("observedGeneration") == body["metadata"]["generation"]
+    return seen and counted == [replicas] * 3 and condition(status, "Ready").get("status") == "True"
+
+
+@story("fleet-scale", fleet_of(0), lambda w, r: manned(w, 0), **OF_MEMBERS)
+async def _fleet_scale(world: World, _: Was) -> None:
+    """0, 3, 0."""
+    world.store.apply("Fleet", "crew", a_fleet(3))
+    await world.until(lambda: manned(world, 3), 2500)
+    world.store.apply("Fleet", "crew", a_fleet(0))
+
+
+@story("fleet-rollout", fleet_of(2), lambda w, r: manned(w, 2, "me/agent:2", r), **OF_MEMBERS)
+async def _fleet_rollout(world: World, _: Was) -> None:
+    world.store.apply("Fleet", "crew", a_fleet(2, "me/agent:2"))
+
+
+def disbanded(world: World, _: Was) -> bool:
+    """Neither the Fleet, nor its members, nor its revisions."""
+    there = world.store.find("Fleet", "crew") is not None or world.store.of(REVISIONS)
+    return not there and all(gone(world, {}, name) for name in MEMBERS)
+
+
+@story("fleet-delete", fleet_of(2), disbanded, **OF_MEMBERS)
+async def _fleet_delete(world: World, _: Was) -> None:
+    world.store.delete("Fleet", "crew")

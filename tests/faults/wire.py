@@ -25,6 +25,9 @@ Kind = Literal["fly-write", "fly-read", "fly-list", "kube-write", "kube-read", "
 GAVE_UP_SECONDS = {"fly-write": 60.0, "fly-read": 30.0, "fly-list": 30.0}
 """After so long the Fly client gives up; a wait for a machine may take longer."""
 KUBE_SECONDS = YOUNG_SECONDS = 30.0
+AT_ONCE_SECONDS = 0.1
+BY_CLOCK = LISTS | {"get_secrets"}
+"""Calls that are made again and again, whatever happens."""
 SWEEP_SECONDS = 60.0
 """From a relist to the sweep that finds deletions which it did not tell."""
 
@@ -39,6 +42,10 @@ class Seen:
     about: str
     young: bool = False
     """What it is about has been there for less than half a minute."""
+    at_once: bool = False
+    """It follows the call before without a pause, so that nothing outside has changed since that one's effect."""
+    unstirred: bool = False
+    """A list or a poll as the one before, and nothing else has been said or heard since."""
 
     def __str__(self) -> str:
         return f"{self.n} {self.kind} {self.op} {self.about}"
@@ -105,8 +112,9 @@ class Wire:
         self.hits = 0
         self.broke: list[str] = []
         self._down = False
+        self._called_at = -1.0
+        self._listed: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._last: dict[tuple[str, str], httpx.Response] = {}
         world.line = FlyLine(world.sim, self)
         world.port = KubePort(world.store, self)
 
@@ -125,8 +133,15 @@ class Wire:
 
     def met(self, kind: Kind, op: str, about: str) -> tuple[Seen, Do | None]:
         """Numbers what passes, and says what is to happen to it."""
-        seen = Seen(len(self.seen) + 1, kind, op, about, self._young(about))
+        now = self.loop.time()
+        at_once, unstirred = now - self._called_at < AT_ONCE_SECONDS, (op, about) in self._listed
+        seen = Seen(len(self.seen) + 1, kind, op, about, self._young(about), at_once, unstirred)
         self.seen.append(seen)
+        if op not in BY_CLOCK:
+            self._listed.clear()
+        self._listed.add((op, about))
+        if kind not in ("watch", "event"):
+            self._called_at = now
         if self.at is not None:
             self.at(seen)
         if (planned := self.plan.pop(seen.n, None)) is not None:

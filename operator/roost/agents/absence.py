@@ -4,7 +4,7 @@ Lists lag behind and have been empty by mistake, so one that leaves something ou
 apart, and both so late that a create whose answer was lost would show by then.
 """
 
-from roost.agents.view import AgentView, MachineSight, VolumeSight
+from roost.agents.view import Act, AgentView, MachineSight, Step, VolumeSight, Wait
 
 LOOKS_APART_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 200.0
@@ -31,6 +31,20 @@ def proven(view: AgentView, looks: Looks) -> bool:
 def next_look(view: AgentView, looks: Looks) -> float:
     """When the next look is worth its call."""
     return max(settled_at(view), looks[-1] + LOOKS_APART_SECONDS if looks else 0.0)
+
+
+def patient(view: AgentView, move: Step) -> Step:
+    """Instead of a look that can't prove anything yet: a wait until it can, or until a person asks for a look.
+
+    A thing that shows in a list meanwhile makes the planner go on by itself.
+    """
+    failure = view.world.failure
+    late = failure.late if failure is not None else None
+    if failure is None or late is None or not isinstance(move, Act) or move.action != late.look:
+        return move
+    if late.at < view.nudged_at or late.until <= view.now:
+        return move
+    return Wait(move.phase, failure.reason, failure.message, late.until - view.now)
 
 
 def look_due(view: AgentView, looked_at: float | None) -> bool:

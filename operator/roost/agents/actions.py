@@ -99,10 +99,10 @@ async def perform(fly: Fly, view: AgentView, action: Action, token: str) -> Answ
             return await fly.list_volumes(app)
         case GetVolume(id=volume):
             return await fly.get_volume(app, volume)
-        case CreateVolume(region=region, serial=serial, snapshot=snapshot, fork=fork, size_gb=size):
+        case CreateVolume(region=region, serial=serial, snapshot=snapshot, fork=fork, size_gb=size, restores=restores):
             return await fly.create_volume(
                 app,
-                view.names.volume_of(serial),
+                view.names.volume_of(serial, restores),
                 region,
                 None if fork else size or spec.volume.size_gb,
                 snapshot_retention_days=spec.volume.snapshot_retention_days,

@@ -33,6 +33,7 @@ from roost.agents.view import (
     GetMachine,
     GetVolume,
     KeepSnapshots,
+    Late,
     ListMachines,
     ListSnapshots,
     ListVolumes,
@@ -58,7 +59,11 @@ from roost.fly.types import App, Extended, Machine, MachineRow, Snapshot, Volume
 YOUNG_SECONDS = 90.0
 """For so long after it was made, an app may still be unknown to parts of Fly (404 or 401)."""
 
-_CANT_FORK = (errors.Invalid, errors.NotFound, errors.VolumeMissing, errors.Capacity)
+QUICK_LOOKS = 3
+"""So many looks by back-off find what is only late by seconds; the next is the one that proves."""
+
+_PROOFS = (GetMachine, ListMachines, ListVolumes)
+_CANT_FORK = (errors.Invalid, errors.NotFound, errors.VolumeMissing)
 _TAKEN = frozenset({"created", "complete", ""})
 """What Fly calls a snapshot that can be restored; it documents `created`."""
 _RUNS = frozenset({"started", "starting"})
@@ -158,6 +163,9 @@ def row_seen(world: World, row: MachineRow, now: float) -> World:
     same = (row.state, row.version) == (known.state, known.version)
     if same or known.gone or row.updated_at < known.updated_at:
         return world
+    failure = world.failure
+    if failure is not None and failure.late is not None and failure.late.look == GetMachine(row.id):
+        world = replace(world, failure=replace(failure, late=None))  # it shows by now: worth a look before its time
     return _put_machine(world, replace(known, suspect=True))
 
 
@@ -280,7 +288,9 @@ def answered(  # noqa: C901 - one case per kind of answer
                 for s in answer
                 if isinstance(s, Snapshot)
             )
-            return _put_snapshots(world, Snapshots(volume_id, now, found))
+            before_it = next((s for s in world.snapshots if s.volume_id == volume_id), None)
+            ordered_at = before_it.ordered_at if before_it is not None else None
+            return _put_snapshots(world, Snapshots(volume_id, now, found, ordered_at))
         case CreateSnapshot(volume_id=volume_id), _:
             return _put_snapshots(world, _pending_snapshot(volume_id, now))
         case DeleteVolume(id=volume_id), _:
@@ -349,6 +359,8 @@ def failed(world: World, action: Action, error: errors.FlyError, now: float) -> 
     count = before.count + 1 if before is not None and before.op == error.op else 1
     not_yet = _young(world, action, error, now)
     stuck = isinstance(error, (errors.Invalid, errors.Unauthorized)) and not not_yet
+    if isinstance(action, CreateVolume) and action.fork and not _times_unforked(world, action.fork):
+        stuck = False  # one refusal is no reason to go on with the older data of a snapshot
     stuck = stuck or isinstance(error, errors.Capacity)
     failure = Failure(
         op=error.op,
@@ -359,6 +371,7 @@ def failed(world: World, action: Action, error: errors.FlyError, now: float) -> 
         stuck=stuck,
         capacity=isinstance(error, errors.Capacity),
         retry_after=error.retry_after if isinstance(error, errors.RateLimited | errors.Unavailable) else None,
+        late=_late(world, action, error, now) if not_yet and count >= QUICK_LOOKS else None,
     )
     return replace(_doubted(world, action, error, now), failure=failure)
 
@@ -395,6 +408,17 @@ def _young(world: World, action: Action, error: errors.FlyError, now: float) -> 
         case ExtendVolume() | KeepSnapshots() | DeleteVolume() | ListSnapshots() | CreateSnapshot():
             since = ()
     return any(t is not None and now - t < YOUNG_SECONDS for t in since)
+
+
+def _late(world: World, action: Action, error: errors.FlyError, now: float) -> Late | None:
+    """For a look that finds nothing of what only an earlier process may have made.
+
+    What we made ourselves shows within seconds, and is looked for by back-off.
+    """
+    own = replace(world, quiet_since=None)
+    if world.quiet_since is None or not isinstance(action, _PROOFS) or _young(own, action, error, now):
+        return None
+    return Late(action, now, world.quiet_since + YOUNG_SECONDS)
 
 
 def _understood(  # noqa: C901 - one case per kind of answer
@@ -470,7 +494,9 @@ def _doubted(  # noqa: C901 - one case per action
         case CreateVolume(region=region, fork=fork):
             if isinstance(error, errors.Capacity):
                 return _refused(world, region, now)
-            return replace(world, unforkable=fork) if fork and isinstance(error, _CANT_FORK) else world
+            if fork is None or not isinstance(error, _CANT_FORK):
+                return world
+            return replace(world, unforked=(fork, _times_unforked(world, fork) + 1, now))
         case CreateMachine(region=region, volume_id=volume_id) if isinstance(error, errors.Capacity):
             made = _volume(world, volume_id)
             elsewhere = error.scope != "host" or (made is not None and bool(made.fresh))
@@ -495,6 +521,8 @@ def _doubted(  # noqa: C901 - one case per action
             return _held(world, error.machine_id, now)
         case StopMachine():
             return _suspect(_stop_asked(world, now), action.id)
+        case DeleteMachine(id=machine_id) if (dead := _machine(world, machine_id)) is not None and not dead.host_ok:
+            return _put_machine(world, replace(dead, refused=True, suspect=True))
         case (
             UpdateMachine()
             | StampMachine()
@@ -507,6 +535,8 @@ def _doubted(  # noqa: C901 - one case per action
             return _suspect(world, action.id)
         case DeleteApp() if unknown:
             return replace(world, touched_at=now)
+        case CreateSnapshot(volume_id=volume_id) if unknown:
+            return _put_snapshots(world, replace(_pending_snapshot(volume_id, now), ordered_at=now))
         case SetToken() if unknown:
             return replace(world, token_epoch=None)
         case _:
@@ -586,6 +616,10 @@ def _put_snapshots(world: World, seen: Snapshots) -> World:
 
 def _pending_snapshot(volume_id: str, now: float) -> Snapshots:
     return Snapshots(volume_id, now, (SnapshotSight("", "", ready=False),))
+
+
+def _times_unforked(world: World, volume_id: str) -> int:
+    return world.unforked[1] if world.unforked is not None and world.unforked[0] == volume_id else 0
 
 
 def _refused(world: World, region: str, now: float) -> World:

@@ -73,9 +73,24 @@ def restamp(view: AgentView, machine: MachineSight) -> tuple[tuple[str, str | No
 
 
 def restored_from(view: AgentView) -> str | None:
-    """The value of volume.restoreFrom that was followed last; it is never followed again."""
+    """The value of volume.restoreFrom that was followed last; it is never followed again.
+
+    Where nothing has recorded it yet, the names of its volumes tell whether it was the value that is declared.
+    """
     told = (m.metadata.get("roost_restored") for m in view.ours())
-    return view.world.restored or view.remembered.restored_from or next((value for value in told if value), None)
+    return (
+        view.world.restored or view.remembered.restored_from or next((value for value in told if value), _named(view))
+    )
+
+
+def _named(view: AgentView) -> str | None:
+    """A deleted volume counts where it can't be of an earlier life: in its own app, or by its id in the status."""
+    wanted = view.declared.spec.volume.restore_from
+    if wanted is None:
+        return None
+    alone, value = view.declared.spec.fly.app_strategy == "PerAgent", value_of(wanted)
+    own = (v for v in view.world.volumes or () if alone or not v.deleted or v.id == view.remembered.volume_id)
+    return value if any(view.names.restores(v.name, value) for v in own) else None
 
 
 def value_of(wanted: RestoreFrom) -> str:

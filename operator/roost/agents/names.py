@@ -7,6 +7,7 @@ successor on another volume. Pure.
 
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,8 +28,13 @@ class Names:
     name: str
     did: str
 
-    def volume_of(self, serial: int) -> str:
-        """The name of the Agent's n-th volume: each takes the place of the one before, so the highest is current."""
+    def volume_of(self, serial: int, restores: str = "") -> str:
+        """The name of the Agent's n-th volume: each takes the place of the one before, so the highest is current.
+
+        One that follows volume.restoreFrom (`restores`, its value) is marked with it: no crash can make that unknown.
+        """
+        if restores:
+            return f"{self._marked_stem}{_mark(restores)}_{serial}"
         return self.volume if serial == 1 else f"{self.volume}_{serial}"
 
     def serial(self, volume: str) -> int | None:
@@ -36,7 +42,13 @@ class Names:
         if volume == self.volume:
             return 1
         base, _, number = volume.rpartition("_")
-        return int(number) if base == self.volume and number.isdecimal() and number[0] != "0" else None
+        marked = base.startswith(self._marked_stem) and re.fullmatch("[0-9a-f]{3}", base[len(self._marked_stem) :])
+        ours = base == self.volume or marked
+        return int(number) if ours and re.fullmatch("[1-9][0-9]*", number) else None
+
+    def restores(self, volume: str, value: str) -> bool:
+        """Whether the Agent's volume of this name was made to follow this value of volume.restoreFrom."""
+        return self.serial(volume) is not None and volume.startswith(f"{self._marked_stem}{_mark(value)}_")
 
     def machine(self, volume_id: str) -> str:
         """The name of the machine on this volume, unique in its app."""
@@ -45,6 +57,10 @@ class Names:
     def is_machine(self, name: str) -> bool:
         """Whether a machine's name is one that only this Agent's can have, on whichever volume."""
         return name.startswith(self._machine_stem)
+
+    @property
+    def _marked_stem(self) -> str:
+        return f"{self.volume[:22]}r"  # shorter by as much as the mark needs: Fly allows 30 characters
 
     @property
     def _machine_stem(self) -> str:
@@ -81,6 +97,10 @@ def did_key(seed: bytes) -> str:
 def heartbeat_token(token_root: bytes, owner_id: str, namespace: str, name: str, incarnation: str, epoch: int) -> str:
     """The token with which this incarnation of the Agent calls us; nothing of it is stored anywhere but at Fly."""
     return tokens.derive(token_root, "heartbeat", f"{owner_id}/{namespace}/{name}/{incarnation}", epoch)
+
+
+def _mark(restores: str) -> str:
+    return hashlib.sha256(restores.encode()).hexdigest()[:3]
 
 
 def _keyed(root: bytes, purpose: str, *parts: str) -> bytes:

@@ -27,6 +27,7 @@ from roost.agents.view import (
     GetApp,
     GetMachine,
     GetVolume,
+    IdleRest,
     ListMachines,
     ListVolumes,
     MachineSight,
@@ -63,8 +64,10 @@ def step(view: AgentView) -> Step:
     Order is the order of the conditions: nothing is created before the finalizer is stored, nothing is destroyed
     before its successor is confirmed, and a deleted Agent only ever goes down.
     """
-    if view.declared.deleting:
-        return destroy.step(view)
+    return absence.patient(view, destroy.step(view) if view.declared.deleting else _living(view))
+
+
+def _living(view: AgentView) -> Step:
     if view.declared.paused:
         return Settled(Phase.PENDING, Reason.PAUSED, SLOW_SECONDS)
     for phase in (_finalizer, _place, _secrets, _nothing_wanted, _app, _look, _claim, storage.step, _left_behind):
@@ -86,14 +89,19 @@ def _informed(view: AgentView, move: Step) -> Step:
     return Wait(Phase.PROVISIONING, Reason.WAITING_FOR_FLY, "waiting for the list of volumes to show its volume", left)
 
 
-def after_failure(view: AgentView) -> Wait | Stuck:
-    """How to rest after a call that did not succeed: by growing back-off, or slowly when only a person can heal it."""
+def after_failure(view: AgentView) -> Wait | Stuck | Settled:
+    """How to rest after a call that did not succeed: by growing back-off, or slowly when only a person can heal it.
+
+    As ever, when the failure holds nothing up.
+    """
     failure = view.world.failure
     assert failure is not None
     up = machine_of(view) is not None
     phase = Phase.TERMINATING if view.declared.deleting else Phase.UPDATING if up else Phase.PROVISIONING
     if view.declared.deleting:
         return destroy.after_failure(failure)
+    if isinstance(calm := step(view), Settled):
+        return calm
     if storage.knows_better(view, failure):
         return Wait(phase, failure.reason, failure.message, 0.2)  # to another place at once, if there is one
     if failure.stuck:
@@ -238,15 +246,19 @@ def _claim(view: AgentView) -> Step | None:
 def _left_behind(view: AgentView) -> Step | None:
     """Machines on volumes that were followed by others go before the successor starts.
 
-    Those on a dead host go when it returns.
+    Those on a dead host go when it returns: Fly takes the order before. That it does not take it holds nothing up.
     """
     for machine in view.ours():
         if not storage.superseded(view, machine):
             continue
-        if machine.suspect or (not machine.host_ok and absence.look_due(view, machine.seen_at)):
-            return Act(GetMachine(machine.id), Phase.RECOVERING, f"looking at machine {machine.id}")
-        if not machine.host_ok or (machine.state == "destroying" and machine_of(view) is not None):
+        going = machine.state == "destroying" and not machine.suspect
+        if going and (not machine.host_ok or machine_of(view) is not None):
             continue  # nothing waits for it: the host is dead, or the successor is there
+        due = not machine.host_ok and absence.look_due(view, machine.seen_at)
+        if machine.refused and not due:
+            continue
+        if machine.suspect or due:
+            return Act(GetMachine(machine.id), Phase.RECOVERING, f"looking at machine {machine.id}")
         say = f"destroying machine {machine.id}: its volume was followed by another"
         return _destroying(machine, Phase.RECOVERING) or Act(DeleteMachine(machine.id), Phase.RECOVERING, say)
     return None
@@ -423,15 +435,16 @@ def _runtime(view: AgentView) -> Step:
     if view.bundle_revision is not None and beat.bundle_revision != view.bundle_revision:
         return Wait(Phase.UPDATING, Reason.CONFIG_PENDING, "waiting for the agent to apply its new configuration", left)
     resting = rest.due(view, machine, beat)
-    if resting is not None and not isinstance(resting, float):
+    beginning = resting if isinstance(resting, IdleRest) else None
+    if beginning is not None and rest.noted(view, machine, beginning):
         kind = SuspendMachine if view.declared.spec.idle.action == "Suspend" else StopMachine
-        return Act(kind(machine.id, resting), Phase.STOPPING, f"resting machine {machine.id}: nothing to do")
-    after = min(left, resting or left)
+        return Act(kind(machine.id, beginning), Phase.STOPPING, f"resting machine {machine.id}: nothing to do")
+    after = min(left, resting or left) if not isinstance(resting, IdleRest) else storage.NOTED_SECONDS
     if beat.degraded:
-        return Settled(Phase.DEGRADED, Reason.DEGRADED, after)
+        return Settled(Phase.DEGRADED, Reason.DEGRADED, after, rest=beginning)
     if note := _remarks(view, machine):
-        return Settled(Phase.DEGRADED, note[0], after, note[1])
-    return Settled(Phase.RUNNING, Reason.RUNNING, after)
+        return Settled(Phase.DEGRADED, note[0], after, note[1], beginning)
+    return Settled(Phase.RUNNING, Reason.RUNNING, after, rest=beginning)
 
 
 def _unheard(view: AgentView, machine: MachineSight, volume: VolumeSight) -> Step:

@@ -141,7 +141,7 @@ class Agents:
                 await self._finalizer(step.action, found, memory)
                 continue
             if not done and memory.pace.pause(self._clock()) > 0:
-                return await self._later(key, step, memory)
+                return await self._later(view, key, step, memory)
             if memory.pace.slow(self._clock()) and step.action in done:
                 break
             done.add(step.action)
@@ -322,7 +322,7 @@ class Agents:
 
     # --- Acting ------------------------------------------------------------------------------------------------
 
-    async def _act(self, act: Act, view: AgentView, key: Key, news: News) -> Wait | Stuck | None:
+    async def _act(self, act: Act, view: AgentView, key: Key, news: News) -> Wait | Stuck | Settled | None:
         """Performs one action and folds its answer; a rest when the turn is to end here."""
         fly = self._orgs.flies[view.place.credential]
         d, roots = view.declared, self._here.roots
@@ -395,10 +395,12 @@ class Agents:
             return Again(after=due, backoff=True)
         return Again(after=end.after if due is None else min(end.after, due))
 
-    async def _later(self, key: Key, step: Act, memory: Memory) -> Again:
-        """For one that has failed for long, and whose next try is still to come: no longer said to be ready."""
+    async def _later(self, view: AgentView, key: Key, step: Act, memory: Memory) -> Again:
+        """For one that has failed for long, and whose next try is still to come: no longer said to be ready if down."""
         pause, found, due = memory.pace.pause(self._clock()), self._cache.get(key), None
-        if found is not None and condition(found.status, "Ready").get("status") == "True":
+        machine = plan.machine_of(view)
+        runs = machine is not None and machine.state == "started"
+        if not runs and found is not None and condition(found.status, "Ready").get("status") == "True":
             due = await self._tell(key, Wait(step.phase, Reason.WAITING_FOR_FLY, step.say))
         return Again(after=pause if due is None else min(pause, due))
 
@@ -421,7 +423,7 @@ class Agents:
         return None
 
     def _due(self, memory: Memory, end: Step, *, same: bool, leaving: bool) -> float | None:
-        """When a status is to be written. What is reached or stuck: now. What moves: once for each spec, when it lasts."""
+        """When a status is to be written. What is reached or stuck: now. What moves: once a spec, when it lasts."""
         now = self._clock()
         if isinstance(end, Settled):
             memory.moving_since = memory.told = None

@@ -45,7 +45,7 @@ def render(view: AgentView, end: Step, previous: Mapping[str, Any], wall: str) -
         "machine": machine,
         "volume": volume,
         "previousVolume": _previous_volume(view, previous),
-        "idle": _idle(view, current, previous),
+        "idle": _idle(view, current, end, previous),
         "recovery": _recovery(view, previous),
         "bundle": _bundle(view, end),
         "agent": _agent(view, previous.get("agent") or {}, wall),
@@ -285,9 +285,12 @@ def _previous_volume(view: AgentView, before: Mapping[str, Any]) -> Status | Non
     return {k: v for k, v in told.items() if v is not None}
 
 
-def _idle(view: AgentView, machine: MachineSight | None, before: Mapping[str, Any]) -> Status | None:
-    resting = None
-    if machine is not None and machine.state in ("stopped", "suspended", "stopping", "suspending"):
+_RESTS = frozenset({"stopped", "suspended", "stopping", "suspending"})
+
+
+def _idle(view: AgentView, machine: MachineSight | None, end: Step, before: Mapping[str, Any]) -> Status | None:
+    resting = end.rest if isinstance(end, Settled) else None
+    if machine is not None and (machine.suspect or machine.state in _RESTS):
         resting = rest.in_force(view, machine)
     if resting is None or not view.declared.wants_running:
         return None

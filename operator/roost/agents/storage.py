@@ -40,8 +40,11 @@ KEPT_SECONDS = 7 * 86_400.0
 """How long a volume is kept after another has taken its place."""
 HOST_PATIENCE_SECONDS = 300.0
 """How long a host may be out of reach before its volume counts as lost to it."""
+FORK_TRIES = 2
 NOTED_SECONDS = 0.1
 SNAPSHOT_PAUSE_SECONDS = 5.0
+ORDER_PAUSE_SECONDS = 30.0
+"""Between looks for a snapshot whose order may have been lost."""
 COMING = frozenset({"creating", "restoring", "doubted"})
 """States of a volume that no machine can be made on yet. (A hydrating fork can be mounted.)"""
 
@@ -52,17 +55,20 @@ def step(view: AgentView) -> Step | None:
         return Act(ListVolumes(), Phase.PROVISIONING, "looking for its volume")
     if not view.declared.wants_running:
         return None
-    volume = current(view)
+    volume, known = current(view), view.remembered.volume_id
     if volume is None:
         gone = lost(view)
         return _first(view) if gone is None else _successor_of_lost(view, gone)
     if volume.state in COMING:
         return _coming(view, volume)
+    for old in _before(view, volume):
+        if old.id == known and old.state == "doubted":
+            return Act(GetVolume(old.id), Phase.RECOVERING, f"looking whether volume {old.id} is still there")
     if _unreachable(view, volume):
         return _host_lost(view, volume)
     if _crowded(view, volume):
         return _relocate(view, volume)
-    if volume.fresh and _serial(view, volume) > 1 and view.remembered.volume_id != volume.id:
+    if (volume.fresh or known is not None) and _serial(view, volume) > 1 and known != volume.id:
         say = f"volume {volume.id} takes the place of {view.remembered.volume_id}"
         return Wait(Phase.RECOVERING, Reason.RELOCATING, say, NOTED_SECONDS, noted=True)
     return _as_declared(view, volume)
@@ -104,7 +110,8 @@ def current(view: AgentView) -> VolumeSight | None:
     candidates = [v for v in _named(view) if _serial(view, v) >= least]
     if known is not None and not seen[known].deleted and any(m.state in UP for m in _on(view, seen[known])):
         # It runs: a copy that an earlier process made and nobody ever used does not take its place.
-        candidates = [v for v in candidates if v.id == known or v.fresh or _on(view, v)]
+        old = seen[known]
+        candidates = [v for v in candidates if v.id == known or v.fresh or _on(view, v) or _goes_on_as(view, old, v)]
     return min(
         candidates,
         key=lambda v: (-_serial(view, v), v.id != known, v.attached_to is None, v.created_at, v.id),
@@ -245,10 +252,11 @@ def _restore(view: AgentView, wanted: RestoreFrom, serial: int) -> Step:
         return _list_snapshots(source.app, source.volume_id)
     if (newest := _newest(known)) is not None:
         return _from_snapshot(view, newest, serial, max(size, source.size_gb), None, value_of(wanted))
-    if not known.found:
+    lost = None if known.ordered_at is None else known.ordered_at + view.absence_seconds
+    if not known.found and (lost is None or view.now >= lost):
         action = CreateSnapshot(source.app, source.volume_id)
         return Act(action, Phase.RESTORING, f"taking a snapshot of volume {source.volume_id}")
-    pause = known.seen_at + SNAPSHOT_PAUSE_SECONDS - view.now
+    pause = known.seen_at + (SNAPSHOT_PAUSE_SECONDS if known.found else ORDER_PAUSE_SECONDS) - view.now
     if pause > 0:
         say = f"waiting for a snapshot of volume {source.volume_id}"
         return Wait(Phase.RESTORING, Reason.RESTORING, say, pause)
@@ -307,16 +315,13 @@ def _unreachable(view: AgentView, volume: VolumeSight) -> bool:
 
 def _host_lost(view: AgentView, volume: VolumeSight) -> Step:
     """A host that can't be reached: Fly brings it back; or the newest snapshot goes on elsewhere, if it may."""
-    times = [volume.unreachable_since, *(m.unreachable_since for m in _on(view, volume))]
-    since = min((t for t in times if t is not None), default=view.now)
     say = f"the host of volume {volume.id} can't be reached; Fly brings it back or moves the machine"
     if (again := _look_again(view, volume)) is not None:
         return again
     if view.declared.spec.placement.relocate != "OnFailure":
         say += "; with placement.relocate: OnFailure it would go on elsewhere from a snapshot"
         return Wait(Phase.DEGRADED, Reason.HOST_LOST, say, absence.HOST_PAUSE_SECONDS)
-    patience = since + HOST_PATIENCE_SECONDS - view.now
-    if patience > 0:
+    if (patience := _patience(view, volume)) > 0:
         return Wait(Phase.DEGRADED, Reason.HOST_LOST, say, min(patience, absence.HOST_PAUSE_SECONDS))
     if (look := _prove_absent(view, _serial(view, volume) + 1)) is not None:
         return look
@@ -330,11 +335,40 @@ def _host_lost(view: AgentView, volume: VolumeSight) -> Step:
     return _from_snapshot(view, newest, _serial(view, volume) + 1, size, volume.region)
 
 
+def _patience(view: AgentView, volume: VolumeSight) -> float:
+    """For how many more seconds its host may be out of reach before its volume counts as lost to it."""
+    times = [volume.unreachable_since, *(m.unreachable_since for m in _on(view, volume))]
+    since = min((t for t in times if t is not None), default=view.now)
+    return since + HOST_PATIENCE_SECONDS - view.now
+
+
+def _goes_on_as(view: AgentView, old: VolumeSight, copy: VolumeSight) -> bool:
+    """Whether a volume that an earlier process made takes the place of one on a lost host, as ours would.
+
+    None of the lost one's snapshots is younger than it, so another restore would hold no more.
+    """
+    lost = _unreachable(view, old) and _patience(view, old) <= 0
+    if not lost or not copy.host_ok or view.declared.spec.placement.relocate != "OnFailure":
+        return False
+    known = _snapshots(view, old.id)
+    ready = [s for s in known.found if s.ready] if known is not None else []
+    made, at = [_epoch(s.created_at) for s in ready], _epoch(copy.created_at)
+    return bool(ready) and at is not None and all(m is not None and m <= at for m in made)
+
+
+def _epoch(date: str) -> float | None:
+    try:
+        return datetime.fromisoformat(date).timestamp()
+    except ValueError:
+        return None
+
+
 def knows_better(view: AgentView, failure: Failure) -> bool:
     """Whether after this failure there is another place or another way to try at once."""
-    if failure.op == "create_volume":
-        return failure.capacity or view.world.unforkable is not None
     volume = current(view)
+    if failure.op == "create_volume":
+        unseen = volume is not None and _unforkable(view, volume) and _snapshots(view, volume.id) is None
+        return failure.capacity or unseen
     return failure.capacity and (may_move(view) or (volume is not None and volume.fresh == "empty"))
 
 
@@ -378,7 +412,7 @@ def _relocate(view: AgentView, volume: VolumeSight) -> Step:
     if volume.fresh == "empty":
         say = f"no room for the machine beside volume {volume.id}, which is empty: another in {region}"
         return Act(CreateVolume(region, _serial(view, volume) + 1), Phase.PROVISIONING, say)
-    if view.world.unforkable != volume.id:
+    if not _unforkable(view, volume):
         return copy(view, volume, region, Phase.RECOVERING)
     known = _snapshots(view, volume.id)
     if known is None:
@@ -392,6 +426,14 @@ def _relocate(view: AgentView, volume: VolumeSight) -> Step:
         f"the host of volume {volume.id} has no room for its machine, Fly does not copy it and it has no snapshot; "
         "nothing empty is put in its place",
     )
+
+
+def _unforkable(view: AgentView, volume: VolumeSight) -> bool:
+    """Whether Fly has refused to copy it, and again when it was asked again; after a while it is asked once more."""
+    told = view.world.unforked
+    if told is None or told[0] != volume.id:
+        return False
+    return told[1] >= FORK_TRIES and view.now - told[2] < placement.REFUSED_SECONDS
 
 
 def _no_room(view: AgentView) -> Step:
@@ -471,11 +513,8 @@ def _on(view: AgentView, volume: VolumeSight) -> list[MachineSight]:
 
 def _made_at(view: AgentView, volume: VolumeSight) -> float:
     """When a volume was made, in clock seconds; now, when Fly does not say."""
-    try:
-        made = datetime.fromisoformat(volume.created_at).timestamp()
-    except ValueError:
-        return view.now
-    return view.now - (view.wall - made)
+    made = _epoch(volume.created_at)
+    return view.now if made is None else view.now - (view.wall - made)
 
 
 def _snapshots(view: AgentView, volume_id: str) -> Snapshots | None:

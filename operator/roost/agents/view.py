@@ -122,6 +122,8 @@ class MachineSight:
     up_since: float | None = None
     """When it was first seen up again after a rest."""
     unreachable_since: float | None = None
+    refused: bool = False
+    """Its host is out of reach, and since it was last looked at Fly has refused to destroy it."""
 
     @property
     def gone(self) -> bool:
@@ -168,6 +170,17 @@ class Snapshots:
     volume_id: str
     seen_at: float
     found: tuple[SnapshotSight, ...]
+    ordered_at: float | None = None
+    """When the answer to an order for one was lost: it may be taken yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A look that has found nothing, which is no proof before `until`: a call of an earlier process may yet arrive."""
+
+    look: "Action"
+    at: float
+    until: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +197,7 @@ class Failure:
     capacity: bool = False
     """There was no room; elsewhere there may be."""
     retry_after: float | None = None
+    late: Late | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +225,8 @@ class World:
     """Regions that had no room, each with the last time it said so."""
     crowded: tuple[str, float] | None = None
     """The volume whose host has no room for its machine, and when that was said."""
-    unforkable: str | None = None
-    """A volume that Fly would not fork: only a snapshot of it helps."""
+    unforked: tuple[str, int, float] | None = None
+    """A volume that Fly would not fork: how often it has refused, and when it did last."""
     restored: str = ""
     """The value of volume.restoreFrom that we made the volume from."""
     lost_volume: bool = False
@@ -631,6 +645,8 @@ class Settled:
     reason: Reason
     after: float
     say: str = ""
+    rest: IdleRest | None = None
+    """Its rest, which begins when the status holds it."""
 
 
 Step = Act | Wait | Stuck | Settled

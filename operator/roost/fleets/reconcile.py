@@ -132,7 +132,7 @@ class Fleets:
                 memory.revisions = tuple(r["metadata"]["name"] for r in items)
                 memory.highest = max((r["revision"] for r in items), default=0)
             case CreateRevision(name=name):
-                await self._create_revision(revisions, name, found, memory)
+                return await self._create_revision(revisions, name, found, memory)
             case DeleteRevision(name=name):
                 await self._delete_revision(f"{revisions}/{name}")
                 memory.revisions = tuple(r for r in memory.revisions or () if r != name)
@@ -142,7 +142,7 @@ class Fleets:
                 await self._delete(action, namespace)
         return True
 
-    async def _create_revision(self, path: str, name: str, found: Record, memory: _Memory) -> None:
+    async def _create_revision(self, path: str, name: str, found: Record, memory: _Memory) -> bool:
         memory.highest += 1
         body = {
             "apiVersion": "apps/v1",
@@ -158,8 +158,12 @@ class Fleets:
         try:
             await self._kube.create(path, body)
         except Conflict:
-            log.info("the revision exists", fleet=str(found.key), revision=name)
+            # It exists, or a quota was being counted: the list tells.
+            log.info("the revision could not be made", fleet=str(found.key), revision=name)
+            memory.revisions = None
+            return False
         memory.revisions = (*(memory.revisions or ()), name)
+        return True
 
     async def _delete_revision(self, path: str) -> None:
         try:

@@ -12,7 +12,8 @@ because the dead only grow in number. A region that could not be read may have c
 reads it again is followed by a full one.
 
 A credential that may not list the org may still list its apps: then each app is listed by itself, spread over the
-period, and the org is tried again every `ORG_AGAIN_SECONDS`.
+period, and the org is tried again every `ORG_AGAIN_SECONDS`. Where the org could be listed before, one refusal alone
+is not believed.
 """
 
 import asyncio
@@ -178,7 +179,8 @@ class Lister(Generic[Row]):
             return await (self._whole_org(started) if whole else self._some_apps(started))
         except FlyError as error:
             not_allowed = isinstance(error, NotFound) or (isinstance(error, Unauthorized) and error.status == 403)
-            return self._refused(error, started) if whole and not_allowed else self._failed(error)
+            again = self.health.state is State.OK  # a list that was just answered is refused: asked for once more
+            return self._refused(error, started) if whole and not_allowed and not again else self._failed(error)
         except Exception as error:
             return self._stumbled(error)
 

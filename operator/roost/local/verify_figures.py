@@ -13,7 +13,7 @@ when Ready first became true and which app is whose. How each figure is defined:
   operator makes it for a Fleet.
 - *Destroy* runs from the deletion of an Agent that was Ready until its finalizer is released; over Agents whose Fly
   calls met no injected fault in that time. That Fly refuses to delete a volume which is still bound is counted apart.
-- Of an Agent's volumes each name (they end in a number) may live once; one that follows another is no double.
+- Of an Agent's volumes each number (their names end in it) may live once; one that follows another is no double.
 - Two calls of one Agent *overlap* when both changed something at Fly and the second arrived before the first had been
   carried out, whichever operator sent them. A volume that nothing ever mounted is a twin and its create overlaps
   nothing: its name is not unique, so it is the one call that can't be harmless by being refused when it comes late.
@@ -26,6 +26,7 @@ can't be used.
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -460,16 +461,17 @@ def _doubles(owners: _Owners) -> list[str]:
         f"{earlier} and {later} of Agent {_name(key)} lived at the same time"
         for things in (owners.machines, volumes)
         for key, of_key in sorted(owners.by_key(things).items())
-        for of_one in _by_name(of_key)
+        for of_one in _by_number(of_key)
         for earlier, later in _overlapping(of_one)
     ]
 
 
-def _by_name(things: Iterable[Thing]) -> Iterable[list[Thing]]:
-    """Volumes apart by their names; a machine's name tells nothing, at most one may live."""
+def _by_number(things: Iterable[Thing]) -> Iterable[list[Thing]]:
+    """Volumes apart by the number in their names, none is the first; of machines at most one may live."""
     found: dict[str, list[Thing]] = defaultdict(list)
     for thing in things:
-        found[thing.name if thing.kind == "volume" else ""].append(thing)
+        number = re.search(r"_(\d{1,3})$", thing.name) if thing.kind == "volume" else None
+        found[number[1] if number else "1"].append(thing)
     return found.values()
 
 

@@ -327,9 +327,17 @@ MUTATIONS = (
         "one-shot replayed after a status wipe",
         "a restore of long ago is done again, over what has come since",
         "operator/roost/agents/machine_config.py",
-        "return view.world.restored or view.remembered.restored_from or next((value for value in told if value), None)",
-        "return view.world.restored or view.remembered.restored_from or next((value for value in told if not value), None)",
-        (LIFE + "restored_once_it_is_not_restored_again_after_its_status_was_wiped",),
+        "next((value for value in told if value), _named(view))",
+        "next((value for value in told if not value), _named(view))",
+        (LIFE + "the_copy_of_a_restored_volume_has_the_record_in_its_machine",),
+    ),
+    Mutation(
+        "what a volume was restored from is forgotten by a crash",
+        "the volume is there, and what has filled it is refused for ever",
+        "operator/roost/agents/machine_config.py",
+        "any(view.names.restores(v.name, value) for v in own)",
+        "any(not view.names.restores(v.name, value) for v in own)",
+        (LIFE + "a_crash_right_after_the_restore_makes_no_second_one_and_is_no_refusal",),
     ),
     # --- Recovery ----------------------------------------------------------------------------------------------
     Mutation(

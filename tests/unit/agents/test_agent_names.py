@@ -3,7 +3,7 @@
 import string
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roost.agents.names import derive, did_key, heartbeat_token
@@ -29,6 +29,17 @@ def test_names_stay_what_they_are() -> None:
     assert longest.machine("vol_1") == f"{'a' * 36}-ff128106-10c407"
 
 
+def test_volumes_are_numbered_and_tell_what_they_restore() -> None:
+    ada = derive(ROOT, "owner-1", "team-a", "ada")
+    names = [ada.volume_of(1), ada.volume_of(12), ada.volume_of(1, "agent/bob"), ada.volume_of(999, "vs_9")]
+    assert names == [ada.volume, f"{ada.volume}_12", "roost_0070f422604fd7e2r825_1", "roost_0070f422604fd7e2r500_999"]
+    assert [ada.serial(name) for name in names] == [1, 12, 1, 999]
+    assert [ada.restores(name, "agent/bob") for name in names] == [False, False, True, False]
+    for stranger in (f"{ada.volume}_0", f"{ada.volume}_", f"{ada.volume}2", "roost_0070f422604fd7e2r825", "data"):
+        assert ada.serial(stranger) is None
+        assert not ada.restores(stranger, "agent/bob")
+
+
 def test_tokens_stay_what_they_are() -> None:
     told = [heartbeat_token(ROOT, "owner-1", "team-a", "ada", "uid-1", epoch) for epoch in (0, 1)]
     assert told == ["h2DscbSeyT4wx7bQseOzcdVWvgVE-76TeJOXkbmBt-s", "G1w3ApcsE_8dkpbrNNPqs710v4sKiy8ftLmoj0NSZtI"]
@@ -45,16 +56,26 @@ def test_any_name_of_kubernetes_fits_the_rules_of_fly(name: str, namespace: str)
     assert "--" not in names.app or "--" in name
     assert len(names.volume) <= 30
     assert set(names.volume) <= LOWER | {"_"}
+    restored = names.volume_of(999, f"agent/{name}")
+    assert len(restored) <= 30
+    assert set(restored) <= LOWER | {"_"}
     machine = names.machine("vol_4x8z9m2k1p7q6w5e")
     assert len(machine) <= 63
     assert set(machine) <= LOWER | {"-"}
     assert machine[0] in LOWER
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(NAMESPACES, OBJECT_NAMES), min_size=2, max_size=8, unique=True))
 def test_no_two_agents_share_a_name(agents: list[tuple[str, str]]) -> None:
     made = [derive(ROOT, "owner-1", *agent) for agent in agents]
-    for of in (lambda n: n.app, lambda n: n.volume, lambda n: n.did, lambda n: n.machine("vol_1")):
+    for of in (
+        lambda n: n.app,
+        lambda n: n.volume,
+        lambda n: n.volume_of(1, "vs_1"),
+        lambda n: n.did,
+        lambda n: n.machine("vol_1"),
+    ):
         assert len({of(n) for n in made}) == len(agents)
 
 

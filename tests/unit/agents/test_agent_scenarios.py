@@ -6,9 +6,9 @@ Destroy, reconcile, create, recovery, status: each scenario by its own name.
 from typing import Any
 
 import pytest
-from operator_world import Inmate, World, operator_world
 
 from flysim.faults import Order
+from operator_world import Inmate, World, operator_world
 
 pytestmark = pytest.mark.looptime
 

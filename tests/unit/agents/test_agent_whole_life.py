@@ -11,6 +11,7 @@ import pytest
 from world import (
     ORG,
     OWNER,
+    SHARED_APP,
     Cloud,
     Fate,
     FlyApp,
@@ -28,9 +29,11 @@ from world import (
     host_dies,
     host_returns,
     machine_destroyed,
+    machine_forgotten,
     machine_stops,
     names_of,
     settled,
+    shared,
     snapshot,
     sweep,
     think,
@@ -38,7 +41,7 @@ from world import (
     volume_lost,
 )
 
-from roost.agents import plan
+from roost.agents import fold, plan, storage
 from roost.agents.crowd import Rolls, RoomTable, Silence
 from roost.agents.view import (
     Act,
@@ -47,6 +50,7 @@ from roost.agents.view import (
     CreateVolume,
     DeleteMachine,
     DeleteVolume,
+    GetMachine,
     RestartMachine,
     Settled,
     Source,
@@ -59,6 +63,8 @@ from roost.agents.view import (
 )
 from roost.api.agent import Phase, Readiness
 from roost.api.conditions import Reason
+from roost.fly import errors
+from roost.fly.types import Volume
 from roost.kube.records import Key
 from roost.secrets.state import Resolution
 
@@ -310,9 +316,37 @@ def test_a_fork_that_fly_refuses_is_made_from_the_newest_snapshot_instead() -> N
     story.life = snapshot(later(story, DAY).life)
     newest = story.life.cloud.snapshots[-1].id
     story.life = edit(later(story, 10).life, desired_state="Running")
+    story.when("StartMachine", Fate.HOST_FULL).when("CreateVolume", Fate.INVALID, 1, 2)
+    runs(story)
+    assert [a.snapshot for a in of(story, CreateVolume)] == [None, None, newest]
+
+
+def test_when_the_snapshot_is_refused_as_well_a_person_is_told_at_once() -> None:
+    story = stopped("iad")
+    story.life = snapshot(story.life)
+    story.life = edit(later(story, 10).life, desired_state="Running")
+    story.when("StartMachine", Fate.HOST_FULL).when("CreateVolume", Fate.INVALID, *range(1, 100))
+    assert isinstance(story.run(), Stuck)
+    assert [bool(a.snapshot) for a in of(story, CreateVolume)] == [False, False, True]
+
+
+def test_one_refusal_to_fork_is_no_reason_to_go_back_to_the_older_data_of_a_snapshot() -> None:
+    story = stopped("iad")
+    story.life = snapshot(story.life)
+    [before] = volumes(story)
+    story.life = edit(later(story, DAY).life, desired_state="Running")
     story.when("StartMachine", Fate.HOST_FULL).when("CreateVolume", Fate.INVALID)
     runs(story)
-    assert [a.snapshot for a in of(story, CreateVolume)] == [None, newest]
+    assert [(a.fork, a.snapshot) for a in of(story, CreateVolume)] == [(before.id, None)] * 2
+
+
+def test_without_a_snapshot_a_refused_fork_is_asked_for_again_later() -> None:
+    story = stopped("iad")
+    story.life = edit(story.life, desired_state="Running")
+    story.when("StartMachine", Fate.HOST_FULL, 1, 2).when("CreateVolume", Fate.INVALID, 1, 2)
+    stuck(story, Reason.CAPACITY_EXHAUSTED)
+    runs(story)
+    assert [v.data for v in volumes(story)] == [volumes(story)[0].data] * 2
 
 
 def test_a_lost_answer_to_a_fork_makes_no_second_one() -> None:
@@ -374,6 +408,90 @@ def test_a_machine_that_comes_back_with_its_host_is_destroyed_and_its_volume_kep
     assert len(volumes(story)) == 2
 
 
+def on_a_dead_host() -> Story:
+    """With a snapshot, and leave to go on elsewhere."""
+    story = settled(agent(placement={"relocate": "OnFailure"}))
+    story.life = snapshot(later(story, DAY).life)
+    story.life = _touched(host_dies(later(story, 100).life))
+    return story
+
+
+def test_on_a_dead_host_the_machine_is_ordered_to_go_before_its_successor_is_made() -> None:
+    story = on_a_dead_host()
+    runs(story)
+    assert [c for c in story.calls if c in ("DeleteMachine", "CreateMachine")][-2:] == [
+        "DeleteMachine",
+        "CreateMachine",
+    ]
+    story.quiet()
+
+
+def test_that_a_machine_on_a_dead_host_is_not_let_go_holds_nothing_up() -> None:
+    story = on_a_dead_host().when("DeleteMachine", Fate.NOT_YET, *range(1, 100))
+    began = story.life.now
+    runs(story)
+    assert story.life.now - began < 600
+    assert machine(story).state == "started"
+    began, calls, rests = story.life.now, story.calls.count("DeleteMachine"), len(story.rests)
+    for _ in range(20):
+        runs(later(story, 100))
+    asked = story.calls.count("DeleteMachine") - calls
+    assert 5 < asked <= (story.life.now - began) / 200  # once with each look
+    assert all(isinstance(rest, Settled) for rest in story.rests[rests:])  # and never said to be ill
+
+
+def test_a_crash_after_the_restore_from_a_dead_host_goes_on_with_what_was_restored() -> None:
+    story = on_a_dead_host().until("CreateVolume")
+    story.step()
+    story.life = _touched(sweep(crash(story.life)))
+    restored = max(volumes(story), key=lambda v: v.made_at).id
+    story.until("ListSnapshots").step()
+    seen = view(story.life)
+    assert storage.current(seen) == next(v for v in seen.world.volumes or () if v.id == restored)
+    machines = tuple(replace(m, unreachable_since=seen.now) for m in seen.world.machines or ())
+    hasty = storage.current(replace(seen, world=replace(seen.world, machines=machines)))
+    assert hasty is not None
+    assert hasty.id == story.life.status["volume"]["id"]  # a host that was lost a moment ago may come back
+    story.until("DeleteMachine")
+    assert story.life.status["volume"]["id"] == restored
+    runs(story)
+    assert len(volumes(story)) == 2
+    assert machine(story).volume == max(volumes(story), key=lambda v: v.made_at).id
+
+
+def test_what_was_restored_before_the_newest_snapshot_was_taken_takes_nobodys_place() -> None:
+    """The agent went on in the old volume since."""
+    story = on_a_dead_host().until("CreateVolume")
+    story.step()
+    [stray] = [v for v in volumes(story) if v.reachable]
+    story.life = host_returns(sweep(crash(story.life)))
+    runs(story)
+    assert machine(story).volume != stray.id
+    story.life = snapshot(later(story, DAY).life)
+    life = host_dies(story.life)
+    story.life = _touched(replace(life, cloud=life.cloud.put(stray)))
+    step = think(story.until("CreateVolume").life)
+    assert isinstance(step, Act)
+    assert isinstance(step.action, CreateVolume)
+    newest = max((s for s in story.life.cloud.snapshots if s.volume != stray.id), key=lambda s: s.made_at)
+    assert step.action.snapshot == newest.id
+
+
+def test_a_volume_that_is_gone_is_not_told_of_as_the_one_before() -> None:
+    """Whoever comes after a crash sees its successor, and of it only that a list leaves it out."""
+    story = settled()
+    story.life = snapshot(later(story, DAY).life)
+    story.life = volume_lost(later(story, 100).life)
+    story.until("CreateVolume").step()
+    story.life = _volumes_listed(sweep(crash(story.life)))
+    runs(story)
+    assert "previousVolume" not in story.life.status
+    before = story.life.status
+    story.life = _volumes_listed(sweep(crash(story.life)))
+    runs(story)
+    assert story.life.status == before
+
+
 def test_without_a_snapshot_a_dead_host_is_waited_for() -> None:
     story = settled(agent(placement={"relocate": "OnFailure"}))
     story.life = _touched(host_dies(later(story, DAY).life))
@@ -382,6 +500,15 @@ def test_without_a_snapshot_a_dead_host_is_waited_for() -> None:
     found = until(story, Reason.HOST_LOST)
     assert len(volumes(story)) == 1
     assert "no snapshot" in until(story, Reason.HOST_LOST).say or "no snapshot" in found.say
+
+
+def _volumes_listed(life: Life) -> Life:
+    """The org's list of volumes, as the refresher hands it over."""
+    there = [v for v in life.cloud.volumes if v.gone_at > life.now]
+    rows = [Volume(v.app, v.id, v.name, "created", v.region, v.size_gb, None, "ok", "") for v in there]
+    known = view(life).remembered
+    world = fold.volumes_seen(life.world, rows, full=True, unread=frozenset(), known=known, now=life.now)
+    return replace(life, world=world)
 
 
 def _touched(life: Life) -> Life:
@@ -583,6 +710,74 @@ def test_restored_once_it_is_not_restored_again_after_its_status_was_wiped() -> 
     story.life = crash(sweep(volume_lost(later(story, 100).life)))
     runs(story)
     assert of(story, CreateVolume)[-1].snapshot == story.life.cloud.snapshots[-1].id != "vs_first"
+
+
+def restoring(value: str = "bob") -> Story:
+    """A new Agent that is to begin with the data of another."""
+    life = replace(agent(volume={"restore_from": {"agent": value}}), source=Source("bobs-app", "vol_bob", 3))
+    return Story(replace(life, cloud=Cloud(snapshots=(FlySnapshot("vs_a", "vol_bob", "bobs", 1.0),))))
+
+
+@pytest.mark.parametrize("fate", [Fate.OK, Fate.LOST])
+def test_a_crash_right_after_the_restore_makes_no_second_one_and_is_no_refusal(fate: Fate) -> None:
+    """Nothing has recorded it by then but the name of the volume."""
+    story = restoring().when("CreateVolume", fate).until("CreateVolume")
+    story.step()
+    story.life = crash(story.life, keep_status=False)
+    assert runs(story).reason is Reason.RUNNING
+    assert [v.data for v in volumes(story)] == ["bobs"]
+    assert story.life.status["volume"]["restoredFrom"] == "agent/bob"
+
+
+def test_what_another_value_has_restored_is_not_taken_for_what_is_asked_now() -> None:
+    story = restoring("bob").until("CreateMachine")
+    story.life = edit(crash(story.life, keep_status=False), volume={"restore_from": {"agent": "eve"}})
+    assert runs(story).reason is Reason.RESTORE_REFUSED
+    assert "restoredFrom" not in story.life.status["volume"]
+
+
+def test_a_kept_volume_that_was_restored_is_taken_up_again_by_the_same_manifest() -> None:
+    story = restoring()
+    runs(story)
+    kept = replace(volumes(story)[0], made_at=1.0)
+    again = replace(restoring().life, cloud=Cloud(apps=(FlyApp(ADA.app, ORG, True, 0.0),), volumes=(kept,)))
+    story = Story(crash(again))
+    assert runs(story).reason is Reason.RUNNING
+    assert [v.id for v in volumes(story)] == [kept.id]
+
+
+def test_in_a_shared_app_a_volume_of_an_earlier_life_does_not_stand_for_a_restore() -> None:
+    """Fly shows what was deleted for a while: the new Agent of that name is filled all the same."""
+    story = Story(shared(volume={"restore_from": {"agent": "bob"}}))
+    snaps = (FlySnapshot("vs_a", "vol_bob", "bobs", 1.0),)
+    old = FlyVolume("vol_old", SHARED_APP, ADA.volume_of(1, "agent/bob"), "iad", 1, 1.0, gone_at=2.0)
+    cloud = replace(story.life.cloud, volumes=(*story.life.cloud.volumes, old), snapshots=snaps)
+    story.life = crash(replace(story.life, cloud=cloud, source=Source("bobs-app", "vol_bob", 3)))
+    runs(story)
+    assert [a.snapshot for a in of(story, CreateVolume)] == ["vs_a"]
+
+
+def test_the_copy_of_a_restored_volume_has_the_record_in_its_machine() -> None:
+    story = restoring()
+    runs(story)
+    story.life = edit(later(story, 3600).life, machine={"memory_mb": 2048})
+    runs(story.when("UpdateMachine", Fate.HOST_FULL))
+    runs(later(story, 8 * DAY))
+    story.life = crash(replace(story.life, cloud=replace(story.life.cloud, volumes=tuple(volumes(story)))))
+    story.life = replace(story.life, status={})
+    runs(story)
+    assert story.life.status["volume"]["restoredFrom"] == "agent/bob"
+
+
+def test_after_a_lost_answer_a_snapshot_is_looked_for_until_it_can_not_come_any_more() -> None:
+    life = replace(agent(volume={"restore_from": {"agent": "bob"}}), source=Source("bobs-app", "vol_bob", 3))
+    bob = FlyVolume("vol_bob", "bobs-app", "bob", "iad", 3, 1.0, data="bobs")
+    for fate, orders in ((Fate.LOST, 1), (Fate.VAIN, 2)):
+        story = Story(replace(life, cloud=Cloud(volumes=(bob,)))).when("CreateSnapshot", fate)
+        runs(story)
+        made = [at for call, at in zip(story.calls, story.began, strict=True) if call == "CreateSnapshot"]
+        assert len(made) == orders
+        assert made[-1] - made[0] >= (90.0 if fate is Fate.VAIN else 0.0)
 
 
 def test_when_the_other_agent_has_no_snapshot_one_is_taken_and_waited_for() -> None:
@@ -936,6 +1131,33 @@ def test_a_rest_and_its_alarm_outlive_the_operator() -> None:
     assert 9000 - 121 <= story.life.now <= 9000 - 118
 
 
+def test_a_stop_for_idleness_that_the_operator_did_not_survive_is_a_rest_all_the_same() -> None:
+    """The rest is in the status before it begins: nobody starts the machine only to rest it again."""
+    story = idler().until("StopMachine")
+    assert machine(story).state == "started"
+    story.step()
+    story.life = sweep(crash(later(story, 5).life))
+    assert isinstance(until(story, Reason.IDLE), Settled)
+    assert "StartMachine" not in story.calls
+
+
+def test_a_stop_for_idleness_whose_answer_is_lost_is_a_rest_all_the_same() -> None:
+    story = idler().when("StopMachine", Fate.LOST)
+    assert isinstance(until(story, Reason.IDLE), Settled)
+    assert "StartMachine" not in story.calls
+
+
+def test_a_rest_that_was_noted_and_did_not_begin_is_forgotten_when_there_is_something_to_do() -> None:
+    """So that a machine that falls later is not taken for one that rests."""
+    story = idler().until("StopMachine")
+    assert "idle" in story.life.status
+    story.life = replace(story.life, says=dict(story.life.says) | {"active_sessions": 1})
+    runs(story)
+    assert "idle" not in story.life.status
+    story.life = sweep(machine_stops(later(story, 100).life))
+    story.until("StartMachine")
+
+
 def test_an_edit_wakes_it() -> None:
     story = idler()
     until(story, Reason.IDLE)
@@ -1146,6 +1368,94 @@ def test_a_stuck_destroy_slows_down_to_an_hour_and_never_ends() -> None:
     story.fates.clear()
     story.run()
     assert story.life.released
+
+
+def leaving_what_is_gone() -> Story:
+    """Deleted, with machine and app gone at Fly, and a process that does not know what the one before it has sent."""
+    story = settled()
+    cloud = replace(machine_forgotten(later(story, DAY).life).cloud, volumes=(), apps=())
+    story.life = delete(crash(replace(story.life, cloud=cloud)))
+    return Story(story.life)
+
+
+def test_where_only_lateness_is_waited_for_it_looks_a_few_times_and_once_when_that_is_proof() -> None:
+    story = leaving_what_is_gone()
+    began = story.life.now
+    story.run()
+    assert story.life.released
+    assert 90 <= story.life.now - began < 100
+    assert story.calls.count("GetMachine") == 4
+
+
+def waits(story: Story) -> Wait:
+    """Until it only waits for what is late."""
+    for _ in range(20):
+        step = story.step()
+        if isinstance(step, Wait) and (step.after or 0.0) > 60:
+            return step
+    raise AssertionError(story.calls)
+
+
+def test_while_lateness_is_waited_for_a_person_may_ask_for_a_look() -> None:
+    story = leaving_what_is_gone()
+    before = story.life
+    waits(story)
+    now, looks = before.now + 30, story.calls.count("GetMachine")
+    story.life = replace(story.life, now=now)
+    assert isinstance(think(story.life), Wait)
+    story.life = replace(story.life, nudged_at=now)
+    story.step()
+    assert story.calls.count("GetMachine") == looks + 1
+
+
+def test_a_machine_that_shows_in_a_list_ends_the_wait_for_what_is_late() -> None:
+    story = settled()
+    there = later(story, DAY).life.cloud
+    story = Story(delete(crash(replace(machine_forgotten(story.life), started_at=story.life.now))))
+    began = story.life.now
+    waits(story)
+    story.life = sweep(replace(story.life, now=began + 30, cloud=there.at(began + 30)))
+    story.until("StopMachine")
+    assert story.life.now < began + 60
+    story.run()
+    assert story.life.released
+
+
+def not_found(story: Story, **known: Any) -> GetMachine:
+    """Three looks at its machine, which another process has made, find nothing."""
+    [seen] = story.life.world.machines or ()
+    error = errors.NotFound("get_machine", 404, "machine not found")
+    for _ in range(3):
+        doubted = replace(story.life.world, machines=(replace(seen, suspect=True),), **known)
+        story.life = replace(story.life, world=fold.failed(doubted, GetMachine(seen.id), error, story.life.now))
+    return GetMachine(seen.id)
+
+
+def test_a_machine_that_changes_in_a_list_is_looked_at_before_its_time() -> None:
+    story = settled()
+    story.life = delete(sweep(crash(later(story, DAY).life)))
+    [known] = story.life.world.machines or ()
+    look = GetMachine(known.id)
+    for _ in range(3):
+        error = errors.NotFound("get_machine", 404, "machine not found")
+        doubted = replace(story.life.world, machines=(replace(known, suspect=True),))
+        story.life = replace(story.life, world=fold.failed(doubted, look, error, story.life.now))
+    assert isinstance(think(story.life), Wait)
+    changed = replace(machine(story), state="stopped")
+    later(story, 10)
+    story.life = sweep(replace(story.life, cloud=story.life.cloud.put(changed)))
+    step = think(story.life)
+    assert isinstance(step, Act)
+    assert step.action == look
+
+
+def test_what_this_process_has_started_shows_within_seconds_and_is_looked_for_by_back_off() -> None:
+    story = settled()
+    story.life = sweep(crash(later(story, DAY).life))
+    look = not_found(story, start_asked_at=story.life.now)
+    step = think(story.life)
+    assert isinstance(step, Act)
+    assert step.action == look
 
 
 def test_the_volume_before_goes_with_the_agent() -> None:

@@ -120,6 +120,11 @@ class Fate(Enum):
 # --- What exists at Fly ------------------------------------------------------------------------------------------
 
 
+def of_name(volume: str, base: str) -> bool:
+    """Whether a volume's name is one of those of the Agent whose first volume is called `base`."""
+    return volume == base or volume.startswith((f"{base}_", f"{base[:22]}r"))
+
+
 @dataclass(frozen=True, slots=True)
 class FlyApp:
     name: str
@@ -217,7 +222,7 @@ class Cloud:
 
     def my_volumes(self, name: str) -> list[FlyVolume]:
         """All of an Agent's volumes that are there, the one before the current among them."""
-        return [v for v in self.volumes if (v.name == name or v.name.startswith(f"{name}_")) and v.gone_at == inf]
+        return [v for v in self.volumes if of_name(v.name, name) and v.gone_at == inf]
 
     def put(self, thing: FlyApp | FlyMachine | FlyVolume) -> "Cloud":
         match thing:
@@ -242,7 +247,7 @@ class Cloud:
                 volumes=tuple(v for v in cloud.volumes if v.app != app.name),
                 secrets=frozenset(s for s in cloud.secrets if s[0] != app.name),
             )
-        for machine in [m for m in cloud.machines if m.due <= now]:
+        for machine in [m for m in cloud.machines if m.due <= now and (m.reachable or m.state != "destroying")]:
             after = ENDS.get(machine.state, "started")
             gone = machine.due if after == "destroyed" else inf
             cloud = cloud.put(replace(machine, state=after, due=inf, gone_at=gone))
@@ -286,8 +291,7 @@ def made(cloud: Cloud, thing: FlyApp | FlyMachine | FlyVolume) -> Cloud:
 
 def _relatives(cloud: Cloud, volume: FlyVolume) -> list[FlyVolume]:
     """The Agent's other volumes, those that are gone among them; a loss that a person accepted is forgotten."""
-    base = volume.name.rsplit("_", 1)[0] if volume.name.count("_") > 1 else volume.name
-    mine = [v for v in cloud.volumes if v.name == base or v.name.startswith(f"{base}_")]
+    mine = [v for v in cloud.volumes if v.name[:22] == volume.name[:22]]
     return [v for v in mine if v.id != volume.id and v.app == volume.app]
 
 
@@ -593,7 +597,7 @@ class Door:
         return max(mine, key=lambda v: v.made_at)
 
     def _named(self, volume: FlyVolume) -> bool:
-        return volume.name == self._volume_name or volume.name.startswith(f"{self._volume_name}_")
+        return of_name(volume.name, self._volume_name)
 
     # How calls end
 
@@ -1017,13 +1021,13 @@ def judge_status(life: Life, status: Mapping[str, Any], step: Step) -> None:
 
 def judge(life: Life, start: Life) -> None:
     """S1 to S5 of one state of a life that began as `start`, whatever has led to it."""
-    cloud, d, volume = life.cloud.at(life.now), life.declared, names_of(life.declared.name).volume
+    cloud, d, names = life.cloud.at(life.now), life.declared, names_of(life.declared.name)
     up = [m for m in cloud.my_machines() if not m.cut_off]
     if len(up) > 1:
         raise Broken("S1", f"machines {[m.id for m in up]} live at once")
-    numbers = [v.name for v in cloud.my_volumes(volume)]
+    numbers = [names.serial(v.name) for v in cloud.my_volumes(names.volume)]
     if len(set(numbers)) < len(numbers):
-        raise Broken("S1", f"volumes {sorted(numbers)} are there, and one of them twice")
+        raise Broken("S1", f"volumes {numbers} are there, and one of them twice")
     if not life.held and not life.released and cloud.moves > life.began:
         raise Broken("S2", "something was changed, and our finalizer is not stored")
     if life.released and d.deleting:
@@ -1031,7 +1035,7 @@ def judge(life: Life, start: Life) -> None:
     theirs = {(m.id, m.state) for m in start.cloud.machines if not m.mine}
     if not theirs <= {(m.id, m.state) for m in cloud.machines}:
         raise Broken("S3", "somebody else's machine is gone, or no longer as it was")
-    others = {v.id for v in start.cloud.volumes if not v.name.startswith(volume)}
+    others = {v.id for v in start.cloud.volumes if names.serial(v.name) is None}
     if not others <= {v.id for v in cloud.volumes if v.gone_at == inf}:
         raise Broken("S3", "somebody else's volume is gone")
     if d.deleting:
@@ -1160,9 +1164,8 @@ def volume_lost(life: Life) -> Life:
     """A host is lost, and machine and volume with it."""
     life = machine_destroyed(life)
     mine = names_of(life.declared.name).volume
-    volumes = tuple(
-        replace(v, gone_at=min(v.gone_at, life.now)) if v.name.startswith(mine) else v for v in life.cloud.volumes
-    )
+    there = life.cloud.my_volumes(mine)
+    volumes = tuple(replace(v, gone_at=min(v.gone_at, life.now)) if v in there else v for v in life.cloud.volumes)
     return replace(life, cloud=replace(life.cloud, volumes=volumes))
 
 

@@ -503,16 +503,23 @@ async def test_a_token_that_is_refused_for_an_app_is_asked_of_the_org_which_tell
 async def test_the_org_is_tried_again_every_ten_minutes_and_then_listed_in_full() -> None:
     async with running(page(last=T0), NOT_ALLOWED, apps=apps(1), full_every=6000) as run:
         await asyncio.sleep(610)
-        assert run.script.times == [0, 15]
+        assert run.script.times == [0, 15, 17]
         run.script.answers = [page(row(1, T0), last=T0)]
         await asyncio.sleep(20)
 
-        assert run.script.times[2] <= 15 + refresher_module.ORG_AGAIN_SECONDS + 15
+        assert run.script.times[3] <= 17 + refresher_module.ORG_AGAIN_SECONDS + 15
         assert (run.sweeps[-1].full, run.sweeps[-1].apps) == (True, None)
         assert run.refresher.health.state is State.OK
         calls = len(run.script.asked_apps)
         await asyncio.sleep(30)
         assert len(run.script.asked_apps) == calls  # no app is asked any more
+
+
+async def test_one_odd_refusal_of_an_org_that_could_be_listed_is_not_believed() -> None:
+    async with running(page(last=T0), NOT_ALLOWED, page(last=T0), apps=apps(1), full_every=6000) as run:
+        await asyncio.sleep(100)
+        assert run.script.asked_apps == []
+        assert run.refresher.health.state is State.OK
 
 
 async def test_without_an_app_of_interest_nothing_is_asked() -> None:

@@ -115,8 +115,9 @@ def test_a_machine_its_volume_and_its_app_whose_agent_is_gone_are_orphans_in_the
 
 
 def test_a_volume_alone_in_its_app_is_an_orphan_whatever_its_serial() -> None:
-    told = found(app(), volume(), volume(id="vol_2", name=names(ADA).volume_of(2)))
-    assert verdicts(told) == {"vol_1": "orphan", "vol_2": "orphan", names(ADA).app: "orphan"}
+    restored = volume(id="vol_3", name=names(ADA).volume_of(3, "agent/bob"))
+    told = found(app(), volume(), volume(id="vol_2", name=names(ADA).volume_of(2)), restored)
+    assert verdicts(told) == {"vol_1": "orphan", "vol_2": "orphan", "vol_3": "orphan", names(ADA).app: "orphan"}
 
 
 @pytest.mark.parametrize("namespaces", [("team-a",), ("default", "team-a", "z")])

@@ -312,6 +312,22 @@ def test_two_mounted_volumes_are_caught_and_a_twin_is_told_apart(story: Story) -
     assert report.volume_twins == 0
 
 
+def test_of_two_volumes_with_one_number_one_that_was_restored_is_a_double(story: Story) -> None:
+    names = {"vol_app-ada": "roost_0070f422604fd7e2aa76", "vol_2": "roost_0070f422604fd7e2r825_1"}
+    names["vol_3"] = "roost_0070f422604fd7e2r500_2"
+    story.ready()
+    for machine, volume in (("m-2", "vol_2"), ("m-3", "vol_3")):
+        story.make("volume", 2, "app-ada", volume=volume)
+        story.destroy("machine", 2, "app-ada", machine="m-app-ada")
+        story.make("machine", 3, "app-ada", machine=machine, volume=volume)
+    for line in story.ledger:
+        if line.get("event") == "volume_created":
+            line["detail"] = {"name": names[line["volume"]]}
+    [told] = [double for double in story.report().doubles if "volume" in double]
+    assert "vol_app-ada" in told
+    assert "vol_2" in told
+
+
 def test_a_machine_made_and_lost_by_a_long_one_is_still_a_double_with_it(story: Story) -> None:
     story.ready()
     for number in (2, 3):
