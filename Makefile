@@ -22,7 +22,7 @@ unit: $(STAMP) ## the quick tests only
 	$(BIN)/python -m pytest tests/unit
 
 KEPT := $${XDG_STATE_HOME:-$$HOME/.local/state}/roost/faults
-faults: $(STAMP) ## every story, every call, every fault, on virtual time (REPLAY=story/call/fault, STORIES=a,b, SECONDS=10, SEED=1, KEEP=dir)
+faults: $(STAMP) ## every story, every call, every fault, on virtual time (REPLAY=story/call/fault, STORIES=a,b, SECONDS=3, SEED=1, KEEP=dir)
 	@PYTHONPATH=tests $(BIN)/python -m faults.sweep $(if $(REPLAY),--replay "$(REPLAY)") $(if $(STORIES),--stories "$(STORIES)") \
 		$(if $(SECONDS),--seconds "$(SECONDS)") $(if $(SEED),--seed "$(SEED)") $(if $(REPLAY),,--keep "$(or $(KEEP),$(KEPT))")
 

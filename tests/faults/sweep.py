@@ -475,7 +475,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m faults.sweep", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--replay", metavar="RUN", default="", help="one run by its name: story/call/fault")
     parser.add_argument("--stories", default=",".join(STORIES), help="only these, with commas between")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for runs with several faults; default %(default)s")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for runs with several faults; default %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="the first one; default %(default)s")
     parser.add_argument("--keep", default="", metavar="DIR", help="the records of all runs go there; those there go")
     arguments = parser.parse_args(argv)
