@@ -218,14 +218,16 @@ def member_body(template: Mapping[str, Any], name: str, labels: Mapping[str, str
     metadata, spec = template.get("metadata") or {}, dict(template["spec"])
     for by_hand in ("desiredState", "revoked", "paused", "restartedAt"):
         spec.pop(by_hand, None)
+    # An empty map would be stored, unseen, by a version of its own.
+    annotations = {"annotations": metadata["annotations"]} if metadata.get("annotations") else {}
     return {
         "apiVersion": "roost.dev/v1alpha1",
         "kind": "Agent",
         "metadata": {
             "name": name,
             "labels": {**(metadata.get("labels") or {}), **labels},
-            "annotations": metadata.get("annotations") or {},
             "ownerReferences": [owner],
+            **annotations,
         },
         "spec": spec,
     }
