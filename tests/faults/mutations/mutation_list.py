@@ -253,8 +253,8 @@ MUTATIONS = (
         "made while it leaves",
         "a deleted Agent only ever goes down",
         PLAN,
-        "    if view.declared.deleting:\n        return destroy.step(view)\n",
-        "    if view.declared.deleting and view.world.machines:\n        return destroy.step(view)\n",
+        "destroy.step(view) if view.declared.deleting else",
+        "destroy.step(view) if view.declared.deleting and view.world.machines else",
         (STORIES + "deleted_in_the_middle_of_being_made_it_leaves_nothing",),
     ),
     Mutation(
