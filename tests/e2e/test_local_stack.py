@@ -388,7 +388,9 @@ RIGHTS = [
     ("namespaces", "kube-system", "kube-system", {"get"}),
     ("namespaces", "team-a", "team-a", set()),
     ("pods", "roost-system", "", set()),
-    ("leases.coordination.k8s.io", "roost-system", "", set()),
+    ("leases.coordination.k8s.io", "roost-system", "roost", {"get", "create", "update"}),
+    ("leases.coordination.k8s.io", "roost-system", "another", {"create"}),
+    ("leases.coordination.k8s.io", "team-a", "roost", set()),
     ("customresourcedefinitions.apiextensions.k8s.io", "", "", {"list", "watch"}),
     ("clusterroles.rbac.authorization.k8s.io", "", "", set()),
 ]

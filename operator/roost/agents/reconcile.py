@@ -399,7 +399,7 @@ class Agents:
         """For one that has failed for long, and whose next try is still to come: no longer said to be ready if down."""
         pause, found, due = memory.pace.pause(self._clock()), self._cache.get(key), None
         machine = plan.machine_of(view)
-        runs = machine is not None and machine.state == "started"
+        runs = machine is not None and machine.state == "started" and not machine.suspect
         if not runs and found is not None and condition(found.status, "Ready").get("status") == "True":
             due = await self._tell(key, Wait(step.phase, Reason.WAITING_FOR_FLY, step.say))
         return Again(after=pause if due is None else min(pause, due))
