@@ -126,6 +126,7 @@ def wait_gone(pid: int, started: float, *, seconds: float, reap: Callable[[], ob
     while True:
         reap()
         if find(pid, started) is None:
+            reap()  # it may have ended between the two
             return True
         if time.monotonic() >= deadline:
             return False
