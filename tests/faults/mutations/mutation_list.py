@@ -145,7 +145,7 @@ MUTATIONS = (
         PLAN,
         "    if view.world.volumes is None:\n        return Act(ListVolumes(), Phase.UPDATING,",
         "    if False:\n        return Act(ListVolumes(), Phase.UPDATING,",
-        (LIFE + "restored_and_crashed_twice_its_new_machine_is_not_taken_for_one_on_a_wrong_volume",),
+        (LIFE + "a_status_that_names_the_volume_before_condemns_no_machine_on_its_successor",),
     ),
     Mutation(
         "a lost volume followed by an empty one",

@@ -569,6 +569,21 @@ def test_restored_and_crashed_twice_its_new_machine_is_not_taken_for_one_on_a_wr
     assert not {"StopMachine", "DeleteMachine"} & set(story.calls)
 
 
+def test_a_status_that_names_the_volume_before_condemns_no_machine_on_its_successor() -> None:
+    """As after a status was put back from a backup: the volumes tell which one is current."""
+    story = settled()
+    before = story.life.status["volume"]
+    story.life = snapshot(later(story, DAY).life)
+    story.life = sweep(volume_lost(later(story, 100).life))
+    runs(story)
+    made = machine(story)
+    story.life = crash(replace(story.life, status=dict(story.life.status) | {"volume": before}))
+    mark = len(story.calls)
+    runs(story)
+    assert machine(story).id == made.id
+    assert not {"StopMachine", "DeleteMachine"} & set(story.calls[mark:])
+
+
 def test_a_volume_is_lost_only_when_it_was_not_found_twice() -> None:
     story = settled()
     story.life = snapshot(later(story, DAY).life)
