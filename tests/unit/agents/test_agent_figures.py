@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import structlog
-from operator_world import LISTS, World, in_a_world, operator_world
 
 from flysim.runner import Exit
+from operator_world import LISTS, World, in_a_world, operator_world
 
 pytestmark = pytest.mark.looptime
 

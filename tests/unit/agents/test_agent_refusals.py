@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from operator_world import World, operator_world
 
 from flysim.faults import Order
+from operator_world import World, operator_world
 
 pytestmark = pytest.mark.looptime
 
