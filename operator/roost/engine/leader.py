@@ -112,7 +112,7 @@ class Leader:
 
     async def release(self) -> None:
         """Gives the Lease back, so that nobody waits until it runs out. Only when all that was begun has ended."""
-        if self.leads and not self.lost.is_set():
+        if self.leads:
             self.lost.set()
             try:
                 self._seen = await self._leases.update(self._path, self._lease("", 1))

@@ -43,30 +43,23 @@ def undisturbed(bed: Bed, names: Iterable[str], *, most_writes: int = 1) -> Iter
 
 def api_server_away(bed: Bed, account: Account, seconds: float) -> None:
     """The API server is killed in the middle of a create and comes back on the same etcd after so many seconds."""
-    _settle(bed, "calm", "still")
-    with account.schedule(f"API server away for {seconds:g} s"), undisturbed(bed, ("calm", "still"), most_writes=2):
-        with closing(Trap(bed, Strike("before", op="create_volume", app="roost-half-*"))) as trap:
-            bed.apply("half", CREATED)
-            if trap.hit(lambda: bed.stack.kill("kube-apiserver", signal.SIGKILL)) is None:
-                raise Broken("it was made without a volume")
-        _while_away(bed, seconds)
-        bed.stack.restart("kube-apiserver")
-        bed.until_served()
-        bed.apply("after", UPDATED)
-        bed.until_reached()
-    leave(bed)
+    _away_in_a_create(bed, account, "kube-apiserver", "create_volume", f"API server away for {seconds:g} s", seconds)
 
 
 def etcd_restarted(bed: Bed, account: Account, seconds: float) -> None:
     """etcd is killed while an Agent is being made, and comes back with its data after so many seconds."""
+    _away_in_a_create(bed, account, "etcd", "create_machine", f"etcd away for {seconds:g} s", seconds)
+
+
+def _away_in_a_create(bed: Bed, account: Account, program: str, call: str, says: str, seconds: float) -> None:
     _settle(bed, "calm", "still")
-    with account.schedule(f"etcd away for {seconds:g} s"), undisturbed(bed, ("calm", "still"), most_writes=2):
-        with closing(Trap(bed, Strike("before", op="create_machine", app="roost-half-*"))) as trap:
+    with account.schedule(says), undisturbed(bed, ("calm", "still"), most_writes=2):
+        with closing(Trap(bed, Strike("before", op=call, app="roost-half-*"))) as trap:
             bed.apply("half", CREATED)
-            if trap.hit(lambda: bed.stack.kill("etcd", signal.SIGKILL)) is None:
-                raise Broken("it was made without a machine")
+            if trap.hit(lambda: bed.stack.kill(program, signal.SIGKILL)) is None:
+                raise Broken(f"it was made without {call}")
         _while_away(bed, seconds)
-        bed.stack.restart("etcd")
+        bed.stack.restart(program)
         bed.until_served()
         bed.apply("after", UPDATED)
         bed.until_reached()
