@@ -6,7 +6,6 @@ pytest keeps its last temporary directories.
 """
 
 import secrets
-import ssl
 from collections.abc import Iterator
 
 import httpx
@@ -26,14 +25,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def admin(stack: Stack) -> Iterator[httpx.Client]:
     """HTTP to the API server, with every right."""
-    access = stack.admin
-    with httpx.Client(
-        base_url=access.server,
-        headers={"Authorization": f"Bearer {access.token}"},
-        verify=ssl.create_default_context(cafile=str(access.ca_file)),
-        timeout=30,
-        trust_env=False,
-    ) as client:
+    with stack.api() as client:
         yield client
 
 

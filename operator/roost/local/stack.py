@@ -139,6 +139,17 @@ class Stack:
         facts = self.facts
         return Admin(facts.server, facts.admin_token, Path(facts.ca_file))
 
+    def api(self, timeout: float = 30) -> httpx.Client:
+        """HTTP to the API server, with every right; to be closed by whoever asked for it. `timeout` in seconds."""
+        access = self.admin
+        return httpx.Client(
+            base_url=access.server,
+            headers={"Authorization": f"Bearer {access.token}"},
+            verify=ssl.create_default_context(cafile=str(access.ca_file)),
+            timeout=timeout,
+            trust_env=False,
+        )
+
     @property
     def fly_url(self) -> str:
         """Base URL of the simulated Machines API (and of its `/_sim` side)."""

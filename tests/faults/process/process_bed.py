@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import signal
-import ssl
 import struct
 import subprocess
 import sys
@@ -393,7 +392,7 @@ def bed(folder: Path, *, fly_of: Bed | None = None, say: Callable[[str], None] =
     with ExitStack() as parts:
         zygote = parts.enter_context(Zygote())
         stack = parts.enter_context(Stack(folder / "stack", fly=False, say=say))
-        api = parts.enter_context(_http(stack))
+        api = parts.enter_context(stack.api())
         url = fly_of.fly_url if fly_of else stack.fly_url
         http = parts.enter_context(httpx.Client(base_url=url, timeout=30, trust_env=False))
         ledger = fly_of.ledger if fly_of else stack.ledger_path
@@ -431,17 +430,6 @@ def _start_fly(made: Bed) -> Process:
 
     made.until("flysim should answer", answers)
     return flysim
-
-
-def _http(stack: Stack) -> httpx.Client:
-    access = stack.admin
-    return httpx.Client(
-        base_url=access.server,
-        headers={"Authorization": f"Bearer {access.token}"},
-        verify=ssl.create_default_context(cafile=str(access.ca_file)),
-        timeout=30,
-        trust_env=False,
-    )
 
 
 class Clock:

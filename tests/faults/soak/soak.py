@@ -17,7 +17,6 @@ import json
 import os
 import random
 import signal
-import ssl
 import sys
 import tempfile
 import time
@@ -113,14 +112,7 @@ class Soak:
         self.did: Counter[str] = Counter()
         self.lives: list[Life] = []
         self.violations: list[str] = []
-        access = stack.admin
-        self._kube = httpx.Client(
-            base_url=access.server,
-            headers={"Authorization": f"Bearer {access.token}"},
-            verify=ssl.create_default_context(cafile=str(access.ca_file)),
-            timeout=10,
-            trust_env=False,
-        )
+        self._kube = stack.api(timeout=10)
         headers = {"Authorization": f"Bearer {stack.fly_token}", "User-Agent": "somebody"}
         self._fly = httpx.Client(base_url=stack.fly_url, headers=headers, timeout=30, trust_env=False)
 
