@@ -15,6 +15,8 @@ __all__ = [
     "MAX_HEARTBEAT_BYTES",
     "MAX_WAIT_SECONDS",
     "BootPhase",
+    "ChannelReport",
+    "ChannelState",
     "Command",
     "CommandType",
     "Disk",
@@ -35,11 +37,15 @@ Cause = Annotated[str, Field(max_length=128, pattern=r"^[\x20-\x7e]*$")]
 
 
 class Status(Word):
-    """The supervisor in one word. Degraded: it runs, but something in `degraded` needs attention, or it crashes."""
+    """The supervisor in one word. Degraded: it runs, but something in `degraded` needs attention, or it crashes.
+
+    Draining: it finishes what it has begun and takes on nothing new.
+    """
 
     STARTING = "starting"
     RUNNING = "running"
     DEGRADED = "degraded"
+    DRAINING = "draining"
     STOPPING = "stopping"
     UNKNOWN = "unknown"
 
@@ -74,6 +80,8 @@ class CommandType(Word):
     STOP = "stop"
     RESTART = "restart"
     UPDATE_CONFIG = "update_config"
+    UPDATE_VERSION = "update_version"
+    DRAIN = "drain"
     UNKNOWN = "unknown"
 
 
@@ -94,6 +102,25 @@ class RuntimeState(Wire):
     last_exit: LastExit | None = None
 
 
+class ChannelState(Word):
+    """A messenger as the runtime sees it. Suppressed: the runtime has given up on it after bad starts."""
+
+    CONNECTED = "connected"
+    CONNECTING = "connecting"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    SUPPRESSED = "suppressed"
+    DISABLED = "disabled"
+    UNKNOWN = "unknown"
+
+
+class ChannelReport(Wire):
+    """How a messenger does, and what went wrong last."""
+
+    state: ChannelState = Field(strict=False)
+    last_error: Line | None = None
+
+
 class Disk(Wire):
     """The data volume, in bytes."""
 
@@ -106,7 +133,8 @@ class Heartbeat(Wire):
 
     `machine_version` is Fly's id of the machine's configuration (FLY_MACHINE_VERSION): it tells a heartbeat from before
     an update from one after it. `memory_mb` is the supervisor's resident set in MiB, `bundle_revision` the last one
-    applied in full, `restarted_at` the bundle's value that is in effect, `last_command_id` the last one carried out.
+    applied in full, `restarted_at` the bundle's value that is in effect, `last_command_id` the last one carried out,
+    `pending_pairings` how many people wait for leave to write to it.
 
     The last four tell whether the agent is busy, and each may be None: the agent does not know, or does not say. None
     is never zero. `active_sessions` and `next_scheduled_run_at` are the runtime's own word, the latter as old as the
@@ -130,6 +158,8 @@ class Heartbeat(Wire):
     restarted_at: RestartedAt | None = None
     disk: Disk | None = None
     last_command_id: Cause | None = None
+    channels: Annotated[dict[Identifier, ChannelReport], Field(max_length=16)] = Field(default_factory=dict)
+    pending_pairings: Count | None = None
     active_sessions: Count | None = None
     last_activity_at: Time | None = None
     next_scheduled_run_at: Time | None = None
@@ -137,12 +167,16 @@ class Heartbeat(Wire):
 
 
 class Command(Wire):
-    """Something the agent is asked to do, repeated until a heartbeat shows its effect. The id is type and cause."""
+    """Something the agent is asked to do, repeated until a heartbeat shows its effect. The id is type and cause.
+
+    `restarted_at` is of a restart, `version` of an update_version.
+    """
 
     id: Annotated[Cause, Field(min_length=1)]
     type: CommandType = Field(strict=False)
     reason: Annotated[str, Field(max_length=300)] = ""
     restarted_at: RestartedAt | None = None
+    version: Version | None = None
 
 
 class HeartbeatAnswer(Wire):

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-__all__ = ["BadSeal", "derive", "seal", "unseal"]
+__all__ = ["BadSeal", "derive", "seal", "seed_gateway_token", "unseal"]
 
 _SEAL = b"roost-seal-1\n"
 _NONCE_BYTES = 12
@@ -35,6 +35,11 @@ def derive(root: bytes, purpose: Literal["heartbeat", "gateway"], identity: str,
     """
     message = _SEPARATOR.join((purpose.encode(), identity.encode(), str(epoch).encode()))
     return base64.urlsafe_b64encode(hmac.digest(root, message, "sha256")).rstrip(b"=").decode()
+
+
+def seed_gateway_token(secret: str, sandbox_id: str) -> str:
+    """The gateway token of an agent of the seed systems: hex HMAC-SHA256(secret, sandbox id), both as UTF-8."""
+    return hmac.digest(secret.encode(), sandbox_id.encode(), "sha256").hex()
 
 
 def seal(token: str, plain: bytes) -> bytes:

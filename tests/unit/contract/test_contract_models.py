@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,19 +13,37 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from roost_agent.contract import (
+    HOT,
     BundleAgent,
+    BundleBridge,
+    BundleChannel,
+    BundleChannels,
     BundleFile,
+    BundleHeartbeat,
+    BundleModel,
+    BundleOpenClaw,
+    BundleProvider,
     BundleRuntime,
+    BundleSkills,
+    BundleTelemetry,
+    Checkin,
     Command,
     ConfigBundle,
+    DmPolicy,
     Heartbeat,
     HeartbeatAnswer,
     HttpGet,
     LastExit,
     Readiness,
+    RuntimeKind,
+    Skill,
+    SkillFile,
+    WorkspaceFile,
+    WorkspacePolicy,
     canonical,
     instant,
     revision,
+    seed_gateway_token,
 )
 
 plain = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -38,7 +57,7 @@ readiness = st.builds(
 )
 runtimes = st.builds(
     BundleRuntime,
-    kind=st.just("Command"),
+    kind=st.sampled_from([RuntimeKind.COMMAND, RuntimeKind.OPENCLAW]),
     version=word,
     command=st.lists(no_nul, min_size=1, max_size=4),
     readiness=st.none() | readiness,
@@ -51,8 +70,16 @@ files = st.lists(
     max_size=3,
     unique_by=lambda f: f.path,
 )
+channel = st.none() | st.builds(
+    BundleChannel, dm_policy=st.sampled_from([DmPolicy.PAIRING, DmPolicy.OPEN]), allow_from=st.lists(word, max_size=2)
+)
 bundles = st.builds(
     ConfigBundle,
+    model=st.none() | st.builds(BundleModel, default=word, fallbacks=st.lists(word, max_size=2)),
+    providers=st.lists(st.builds(BundleProvider, id=word, base_url=st.none() | word), max_size=2),
+    channels=st.builds(BundleChannels, telegram=channel, slack=channel),
+    soul=st.none() | plain,
+    workspace=st.lists(st.builds(WorkspaceFile, path=word, content=plain), max_size=2),
     revision=word,
     generation=st.integers(0, 2**53 - 1),
     agent=st.builds(BundleAgent, did=word, namespace=word, name=word, uid=word, fleet=st.none() | word),
@@ -84,6 +111,8 @@ FULL_HEARTBEAT: dict[str, Any] = SEED_HEARTBEAT | {
     "restartedAt": "2026-11-21T10:00:00Z",
     "disk": {"usedBytes": 1, "totalBytes": 2},
     "lastCommandId": "restart:2026-11-21T10:00:00Z",
+    "channels": {"telegram": {"state": "connected", "lastError": None}},
+    "pendingPairings": 1,
     "activeSessions": 0,
     "lastActivityAt": "2026-11-21T10:00:00.000+00:00",
     "nextScheduledRunAt": "2026-11-21T11:30:00Z",
@@ -131,6 +160,7 @@ def test_only_what_the_process_depends_on_restarts_it(bundle: ConfigBundle, text
             "revision": text,
             "generation": number,
             "heartbeat": bundle.heartbeat.model_copy(update={"interval_seconds": number}),
+            "soul": text,
             "runtime": bundle.runtime.model_copy(update={"restarted_at": text}),
         }
     )
@@ -139,10 +169,56 @@ def test_only_what_the_process_depends_on_restarts_it(bundle: ConfigBundle, text
         {"env": bundle.env | {"ANOTHER_VARIABLE": text}},
         {"secret_env": bundle.secret_env | {"ANOTHER_VARIABLE": text}},
         {"files": [*bundle.files, BundleFile(path="another/file", content=text)]},
-        {"runtime": bundle.runtime.model_copy(update={"command": [*bundle.runtime.command, text]})},
+        {"runtime": bundle.runtime.model_copy(update={"command": [*(bundle.runtime.command or []), text]})},
         {"runtime": bundle.runtime.model_copy(update={"version": bundle.runtime.version + "x"})},
     ):
         assert bundle.model_copy(update=other).runtime_inputs() != bundle.runtime_inputs()
+
+
+def test_what_is_hot_is_marked_in_the_schema_and_restarts_nothing() -> None:
+    whole = ConfigBundle(
+        revision="r",
+        generation=1,
+        agent=BundleAgent(did="d", namespace="n", name="a", uid="u"),
+        runtime=BundleRuntime(kind="OpenClaw", version="2026.9.6"),
+    )
+    skill = Skill(name="weather", version="1", files=[SkillFile(path="SKILL.md", content="x", sha256="0" * 64)])
+    changes: dict[str, Any] = {
+        "model": BundleModel(default="anthropic/claude-sonnet-4-6"),
+        "providers": [BundleProvider(id="anthropic", api_key_env="ANTHROPIC_API_KEY")],
+        "channels": BundleChannels(telegram=BundleChannel(token_env="TELEGRAM_BOT_TOKEN")),
+        "gateway": whole.gateway.model_copy(update={"port": 3999}),
+        "env": {"A": "1"},
+        "secret_env": {"B": "2"},
+        "files": [BundleFile(path="a", content="b")],
+        "runtime": BundleRuntime(kind="OpenClaw", version="2026.9.7"),
+        "bridge": BundleBridge(enabled=True),
+        "didcomm": whole.didcomm.model_copy(update={"hub_port": 1}),
+        "openclaw": BundleOpenClaw(overlay={"a": 1}),
+        "soul": "kind",
+        "workspace": [WorkspaceFile(path="AGENTS.md", content="x", policy=WorkspacePolicy.OVERWRITE)],
+        "skills": BundleSkills(items=[skill]),
+        "heartbeat": BundleHeartbeat(interval_seconds=7),
+        "telemetry": BundleTelemetry(interval_seconds=7),
+        "revision": "s",
+        "generation": 2,
+        "agent": whole.agent.model_copy(update={"ordinal": 3}),
+    }
+    parts = ConfigBundle.model_json_schema(by_alias=True)["properties"]
+    for name, value in changes.items():
+        other = whole.model_copy(update={name: value})
+        hot = parts[ConfigBundle.model_fields[name].alias].get(HOT, False)
+        assert hot == (other.runtime_inputs() == whole.runtime_inputs()), name
+    assert sorted(n for n in changes if parts[ConfigBundle.model_fields[n].alias].get(HOT)) == sorted(
+        ["agent", "generation", "heartbeat", "revision", "skills", "soul", "telemetry", "workspace"]
+    )
+
+
+def test_a_command_needs_its_command_and_openclaw_none() -> None:
+    assert BundleRuntime.read('{"kind": "OpenClaw", "version": "2026.9.6"}').command is None
+    assert BundleRuntime.read('{"kind": "Quantum", "version": "1"}').kind == "unknown"
+    with pytest.raises(ValidationError, match="needs a command"):
+        BundleRuntime.read('{"kind": "Command", "version": "1"}')
 
 
 @given(bundles, word, st.integers(0, 99), st.binary(min_size=32, max_size=32))
@@ -226,7 +302,7 @@ def test_a_word_from_another_age_is_unknown_not_refused() -> None:
     beat = Heartbeat.read(json.dumps(raw))
     assert beat.runtime is not None
     assert [beat.status, beat.boot_phase, beat.runtime.state] == ["unknown"] * 3
-    answer = HeartbeatAnswer.read(b'{"commands": [{"id": "drain:x", "type": "drain", "until": 5}]}')
+    answer = HeartbeatAnswer.read(b'{"commands": [{"id": "levitate:x", "type": "levitate", "until": 5}]}')
     assert [c.type for c in answer.commands] == ["unknown"]
     assert Command(id="stop:x", type="stop").type == "stop"
 
@@ -362,3 +438,30 @@ def test_the_contract_brings_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+DATA = Path(__file__).parent / "data"
+
+
+def test_the_seeds_checkin_is_understood() -> None:
+    sample = json.loads((DATA / "controller-checkin.json").read_text())
+    said = Checkin.read(json.dumps(sample["valid_body"]))
+    assert json.loads(said.model_dump_json(exclude_unset=True)) == sample["valid_body"]
+    whole = sample["valid_body"] | sample["optional_fields"]
+    assert json.loads(Checkin.read(json.dumps(whole)).model_dump_json(exclude_unset=True)) == whole
+    with pytest.raises(ValidationError, match="uptimeSeconds"):
+        Checkin.read(json.dumps(whole | {"uptimeSeconds": "86461"}))
+
+
+def test_the_seeds_heartbeat_sample_is_understood() -> None:
+    sample = json.loads((DATA / "heartbeat-contract.json").read_text())
+    body = sample["request"]["body"]
+    assert json.loads(Heartbeat.read(json.dumps(body)).model_dump_json(exclude_unset=True)) == body
+    for word in sample["commands"]:
+        assert Command(id=f"{word}:x", type=word).type == word
+
+
+def test_the_seeds_gateway_tokens_are_made_as_they_were() -> None:
+    sample = json.loads((DATA / "gateway-token-vectors.json").read_text())
+    for row in sample["vectors"]:
+        assert seed_gateway_token(row["secret"], row["sandboxId"]) == row["token"]
