@@ -16,6 +16,7 @@ from flysim.errors import Refusal
 from flysim.faults import Fault, Faults, Order, wrong
 from flysim.hardware import Hardware, NoSuchThingError, read
 from flysim.life import Life
+from flysim.oidc import Oidc
 from flysim.records import JSON, App, Machine, app_json, machine_json, org_volume_json, secret_json
 from flysim.requests import Query
 from flysim.runner import Runner
@@ -32,6 +33,11 @@ class _Tokens(BaseModel):
     tokens: list[str]
 
 
+class _Rotation(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    overlap_seconds: float = Field(default=600.0, ge=0)
+
+
 class Admin:
     """Answers what comes to `/_sim/…`."""
 
@@ -42,6 +48,7 @@ class Admin:
         runner: Runner,
         faults: Faults,
         replace_tokens: Callable[[Iterable[str]], None],
+        oidc: Oidc,
         hardware: Hardware,
     ) -> None:
         self._world = world
@@ -49,6 +56,7 @@ class Admin:
         self._runner = runner
         self._faults = faults
         self._replace_tokens = replace_tokens
+        self._oidc = oidc
         self._hardware = hardware
 
     async def handle(self, method: str, path: str, query: Query, body: bytes) -> Answer:
@@ -82,6 +90,8 @@ class Admin:
                 tokens = read(_Tokens, body).tokens
                 self._replace_tokens(tokens)
                 return {"tokens": len(set(tokens))}
+            case "POST", ["oidc", "rotate"]:
+                return {"kid": self._oidc.rotate(read(_Rotation, body).overlap_seconds)}
             case _:
                 return await self._hardware.handle(method, parts, body)
 

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flysim.requests import Query
+
+if TYPE_CHECKING:
+    from flysim.records import Machine
 
 
 @dataclass(slots=True)
@@ -13,7 +16,8 @@ class Call:
     """A request on its way through the simulator.
 
     `headers` are in lower case, `at` is epoch seconds. The handlers fill in what the call turns out to be about (for
-    the ledger; `name` is the machine's or volume's), and `effect` when it changes something.
+    the ledger; `name` is the machine's or volume's), and `effect` when it changes something. `inside` is the machine
+    that asks, over its own socket.
     """
 
     method: str
@@ -31,6 +35,7 @@ class Call:
     volume: str | None = None
     name: str | None = None
     effect: str | None = None
+    inside: "Machine | None" = None
 
 
 @dataclass(frozen=True, slots=True)

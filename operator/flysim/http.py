@@ -1,9 +1,8 @@
 """The simulator on a socket: turns HTTP requests into calls and answers into responses, and nothing else."""
 
-from urllib.parse import parse_qs
-
 from aiohttp import web
 
+from flysim.inside import respond
 from flysim.sim import Sim
 
 
@@ -20,18 +19,12 @@ class Server:
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port, backlog=1024).start()
         address = self._runner.addresses[0]
-        return f"http://{address[0]}:{address[1]}"
+        self._sim.oidc.url = f"http://{address[0]}:{address[1]}"
+        return self._sim.oidc.url
 
     async def close(self) -> None:
         """Stops listening; calls that still wait are cut."""
         await self._runner.cleanup()
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        path, _, query = request.raw_path.partition("?")
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        answer = await self._sim.handle(
-            request.method, path, parse_qs(query, keep_blank_values=True), headers, await request.read()
-        )
-        if answer.cut and request.transport is not None:
-            request.transport.abort()
-        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+        return await respond(request, self._sim.handle)

@@ -6,6 +6,7 @@ Orders are not checked here: who may give which order when is the API's business
 """
 
 import asyncio
+import base64
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
@@ -16,7 +17,7 @@ from flysim.checks import Checks
 from flysim.clock import rfc3339
 from flysim.ledger import Origin, because, origin, within
 from flysim.records import SETTLED, Boot, Event, Machine, Volume, Waiter
-from flysim.runner import BootError, Exit, Launch, Runner
+from flysim.runner import Api, BootError, Exit, Launch, Runner
 from flysim.world import World
 
 _log = logging.getLogger(__name__)
@@ -28,11 +29,15 @@ _RUNNING = frozenset({"started", "suspending", "suspended"})
 
 
 class Life:
-    """Carries out orders on machines, and reacts to what machines do by themselves."""
+    """Carries out orders on machines, and reacts to what machines do by themselves.
 
-    def __init__(self, world: World, runner: Runner) -> None:
+    `inside` gives what answers the calls that a machine makes over its own socket.
+    """
+
+    def __init__(self, world: World, runner: Runner, inside: Callable[[Machine], Api]) -> None:
         self._world = world
         self._runner = runner
+        self._inside = inside
         self._checks = Checks(world)
         self._detaching: set[asyncio.TimerHandle] = set()
         self._closed = False
@@ -193,7 +198,7 @@ class Life:
         try:
             if machine.volume is not None and machine.volume.id not in self._world.volumes:
                 raise BootError(f"volume {machine.volume.id} is lost")
-            instance = await self._runner.start(_launch(machine))
+            instance = await self._runner.start(_launch(machine, self._inside(machine)))
         except BootError as error:
             if not machine.host.up:
                 return
@@ -449,7 +454,7 @@ def _report(task: "asyncio.Task[None]") -> None:
         _log.error("%s broke", task.get_name(), exc_info=error)
 
 
-def _launch(machine: Machine) -> Launch:
+def _launch(machine: Machine, api: Api) -> Launch:
     """What a boot of this machine runs, in which environment. Secrets win over `env`, Fly's own over both."""
     config, process = machine.config, machine.config.process
     command = process.exec or config.init.exec or process.entrypoint or config.init.entrypoint or None
@@ -474,4 +479,6 @@ def _launch(machine: Machine) -> Launch:
         environment=config.env | dict(machine.secrets) | process.env | fly,
         volume=machine.volume.id if machine.volume is not None else None,
         address=machine.address,
+        api=api,
+        files={file.guest_path: base64.b64decode(file.raw_value) for file in config.files},
     )

@@ -4,6 +4,8 @@ The echo differs from what was sent, as Fly's does: empty `init` and `dns` appea
 comes back as a boolean, a mount tells its volume's name and size, and unknown fields are gone.
 """
 
+import base64
+import binascii
 import re
 from typing import Any
 
@@ -75,6 +77,7 @@ def _check(config: MachineConfig, shown: dict[str, Any]) -> None:
         raise errors.not_simulated("more than one process in a machine")
     if config.schedule:
         raise errors.not_simulated("scheduled machines")
+    _check_files(config)
     checks.probes(config)
     for service in config.services:
         if service.autostop not in _AUTOSTOP:
@@ -84,6 +87,18 @@ def _check(config: MachineConfig, shown: dict[str, Any]) -> None:
             raise errors.invalid("config.processes[0].secrets: env_var is required")
     requests.stop_signal(config.stop_config.signal, requests.DEFAULT_STOP_SIGNAL)
     requests.seconds(config.stop_config.timeout, requests.DEFAULT_STOP_TIMEOUT)
+
+
+def _check_files(config: MachineConfig) -> None:
+    for file in config.files:
+        if file.secret_name or file.image_config:
+            raise errors.not_simulated("config.files from a secret or an image")
+        if not file.guest_path.startswith("/") or ".." in file.guest_path.split("/"):
+            raise errors.invalid("config.files: guest_path must be absolute")
+        try:
+            base64.b64decode(file.raw_value, validate=True)
+        except binascii.Error as error:
+            raise errors.invalid("config.files: raw_value must be base64") from error
 
 
 def guest(sent: dict[str, Any]) -> Guest:

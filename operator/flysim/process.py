@@ -3,7 +3,9 @@
 Promises: when a machine has ended, nothing that it started is left, whatever session it went to, as a VM takes
 everything with it; every child is waited for, so there are no zombies; what a killed simulator left behind is found
 again by pid and start time, or by machine id and state directory in its environment, and never by name. It touches no
-process that carries neither. There is no isolation beyond that: machines share the host's files, network and user.
+process that carries neither. There is no isolation beyond that: machines share the host's files, network and user. So a
+file that a machine is given lies below its own directory, and a variable whose value is that file's path in the machine
+holds the path where it lies.
 """
 
 import asyncio
@@ -24,11 +26,14 @@ from typing import IO
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
+from flysim.inside import MachineSocket
 from flysim.runner import BootError, Exit, Launch
 
 _log = logging.getLogger(__name__)
 _STATE = "FLY_SIM_STATE"
 """In the environment of every machine: whose it is, since a seed gives two simulators the same machine ids."""
+_SOCKET = "FLY_API_SOCKET"
+"""In the environment of every machine: its own socket, which lies at /.fly/api at Fly."""
 _STARTED_TOLERANCE = 0.5
 _KILL_SECONDS = 5.0
 _ROUNDS = 5
@@ -119,19 +124,29 @@ class ProcessRunner:
         names = {"volume": str(volume), "address": launch.address, "machine": launch.machine}
         environment = {"PATH": os.environ.get("PATH", os.defpath), **launch.environment, _STATE: str(self._state.root)}
         environment |= {key: _fill(value, names) for key, value in image.env.items()}
+        places = {name: disk / name.lstrip("/") for name in launch.files}
+        environment = {key: str(places.get(value, value)) for key, value in environment.items()}
         argv = [*(launch.command if launch.command is not None else image.command), *launch.arguments]
+        door, path = MachineSocket(launch.api), folder / "api"
         try:
             disk.mkdir(parents=True)
+            for name, content in launch.files.items():
+                places[name].parent.mkdir(parents=True, exist_ok=True)
+                places[name].write_bytes(content)
+            if await door.open(path):
+                environment[_SOCKET] = str(path)
             process = self._spawn(argv, environment, disk, launch.machine)
         except (OSError, ValueError) as error:
+            await door.close()
             raise BootError(f"{argv[0]} can't be run: {error}") from error
         try:
             _record(folder / "process.json", launch.machine, process.pid)
         except OSError as error:  # a process that nobody could find again must not run
             process.kill()
             process.wait()
+            await door.close()
             raise BootError(f"machine {launch.machine} can't be recorded: {error}") from error
-        return ProcessInstance(process, Mark(launch.machine, self._state.root))
+        return ProcessInstance(process, Mark(launch.machine, self._state.root), door)
 
     def _spawn(
         self, argv: list[str], environment: dict[str, str], folder: Path, machine: str
@@ -172,9 +187,10 @@ class ProcessInstance:
     The process is reaped here and nowhere else, so its pid can't be somebody else's as long as it is signalled.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", mark: "Mark") -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", mark: "Mark", door: MachineSocket) -> None:
         self._process = process
         self._mark = mark
+        self._door = door
         self._family: list[psutil.Process] = []
         self._frozen: list[psutil.Process] = []
         self._watch: asyncio.Task[None] | None = None
@@ -230,6 +246,7 @@ class ProcessInstance:
         await _ended(self.pid)
         code = self._process.wait()
         await asyncio.to_thread(_end_family, self.pid, self._mark, self._family)
+        await self._door.close()
         exited(Exit(code=code) if code >= 0 else Exit(signal=-code))
 
 

@@ -123,6 +123,15 @@ class Service(Body):
     min_machines_running: int = 0
 
 
+class File(Body):
+    """A file that is put into a machine before it boots; `raw_value` is base64."""
+
+    guest_path: str = ""
+    raw_value: str = ""
+    secret_name: str = ""
+    image_config: str = ""
+
+
 class MachineConfig(Body):
     """The part of a machine's config that the simulator acts on."""
 
@@ -138,6 +147,7 @@ class MachineConfig(Body):
     services: list[Service] = []
     checks: dict[str, Check] = {}
     processes: list[Process] = []
+    files: list[File] = []
     auto_destroy: bool = False
     containers: list[Any] = []
     schedule: str = ""
@@ -243,6 +253,12 @@ class UpdateVolume(Body):
 class ExtendVolume(Body):
     go_type: ClassVar[str] = "main.extendVolumeRequest"
     size_gb: int = 0
+
+
+class CreateOidcToken(Body):
+    go_type: ClassVar[str] = "main.createOIDCTokenRequest"
+    aud: str = ""
+    aws_principal_tags: Any = None
 
 
 class GetPlacements(Body):

@@ -54,8 +54,15 @@ _TABLE = (
     ("GET", "/v1/orgs/{org}/volumes", "org_volumes"),
     ("GET", "/v1/platform/regions", "platform_regions"),
     ("POST", "/v1/platform/placements", "platform_placements"),
+    ("POST", "/v1/tokens/oidc", "oidc_token"),
+    ("GET", "/oidc/{org}/.well-known/openid-configuration", "oidc_discovery"),
+    ("GET", "/oidc/{org}/.well-known/jwks", "oidc_keys"),
 )
 OPERATIONS = frozenset(op for _, _, op in _TABLE)
+PUBLIC = frozenset({"oidc_discovery", "oidc_keys"})
+"""What anybody may ask, without a token."""
+INSIDE = frozenset({"oidc_token"})
+"""What a machine may ask over its own socket."""
 _ROUTES = tuple((method, tuple(template.split("/")), op) for method, template, op in _TABLE)
 
 

@@ -4,10 +4,16 @@ The simulator's core knows this protocol alone. `flysim.process` runs machines a
 these promises can take its place.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from flysim.call import Answer
+from flysim.requests import Query
+
+Api = Callable[[str, str, Query, Mapping[str, str], bytes], Awaitable[Answer]]
+"""Answers method, path, query, headers (names in lower case) and body of a request. Never raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +21,8 @@ class Launch:
     """One boot of one machine.
 
     `command` replaces what the image would run, `arguments` are added to it. `address` is the machine's own IPv4
-    loopback address; `environment` holds secret values and must not be written down anywhere.
+    loopback address; `environment` holds secret values and must not be written down anywhere. `api` answers what is
+    asked from inside the machine. `files` are put in before it boots, by absolute path.
     """
 
     machine: str
@@ -25,6 +32,8 @@ class Launch:
     environment: Mapping[str, str]
     volume: str | None
     address: str
+    api: Api
+    files: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)

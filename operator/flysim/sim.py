@@ -28,11 +28,13 @@ from flysim.limits import Limits
 from flysim.lists import Lists
 from flysim.machines import Machines
 from flysim.metadata import Metadata
+from flysim.oidc import Oidc
 from flysim.org import Org
 from flysim.platform import Platform
+from flysim.records import Machine
 from flysim.regions import NEAREST
 from flysim.requests import CreateApp, Named, Query
-from flysim.runner import Runner
+from flysim.runner import Api, Runner
 from flysim.secrets import Secrets
 from flysim.snapshots import Snapshots
 from flysim.volumes import Volumes
@@ -85,13 +87,14 @@ class Sim:
         )
         self.faults = Faults(random)
         self.tokens = frozenset(tokens)
-        self.life = Life(self.world, runner)
+        self.oidc = Oidc(self.world)
+        self.life = Life(self.world, runner, self._inside)
         self._limits = Limits(clock.now) if rate_limits else None
         self._apps = Apps(self.world, self.life, runner)
         self._snapshots = Snapshots(self.world, runner)
         self._volumes = Volumes(self.world, runner, self._snapshots)
         hardware = Hardware(self.world, self.life, runner, self._snapshots)
-        self._admin = Admin(self.world, self.life, runner, self.faults, self.replace_tokens, hardware)
+        self._admin = Admin(self.world, self.life, runner, self.faults, self.replace_tokens, self.oidc, hardware)
         self._operations = self._table()
 
     def _table(self) -> Mapping[str, _Operation]:
@@ -107,6 +110,7 @@ class Sim:
             Secrets(self.world),
             Org(self.world),
             Platform(self.world),
+            self.oidc,
         )
         return {name: getattr(room, name) for room in rooms for name in routes.OPERATIONS if hasattr(room, name)}
 
@@ -135,9 +139,20 @@ class Sim:
         if path.startswith("/_sim/"):
             with because("admin"):
                 return await self._admin.handle(method, path, query, body)
-        call = Call(method, path, query, headers, body, self.world.clock.now())
+        return await self._handle(Call(method, path, query, headers, body, self.world.clock.now()))
+
+    def _inside(self, machine: Machine) -> Api:
+        """Answers what is asked over the machine's own socket: no token is needed there."""
+
+        async def handle(method: str, path: str, query: Query, headers: Mapping[str, str], body: bytes) -> Answer:
+            now = self.world.clock.now()
+            return await self._handle(Call(method, path, query, headers, body, now, inside=machine))
+
+        return handle
+
+    async def _handle(self, call: Call) -> Answer:
         request_id = f"{self.world.ids.ulid()}-{NEAREST}"
-        if (route := routes.match(method, path)) is not None:
+        if (route := routes.match(call.method, call.path)) is not None:
             call.op, call.params = route
             self._identify(call)
         fault = self._fault(call)
@@ -151,6 +166,8 @@ class Sim:
     def _identify(self, call: Call) -> None:
         """What the path tells about the call, for faults and the ledger."""
         call.app, call.machine = call.params.get("app"), call.params.get("machine")
+        if call.inside is not None:
+            call.app, call.machine = call.inside.app.name, call.inside.id
         call.volume, call.org = call.params.get("volume"), call.params.get("org")
         if call.op == "create_app":
             try:
@@ -210,7 +227,10 @@ class Sim:
         try:
             if call.op is None:
                 raise errors.no_such_route()
-            self._admit(call)
+            if call.inside is not None and call.op not in routes.INSIDE:
+                raise errors.not_simulated(f"{call.op} over a machine's own socket")
+            if call.op not in routes.PUBLIC:
+                self._admit(call)
             return await self._operations[call.op](call)
         except Refusal as refusal:
             return answer(refusal.status, refusal.body)
@@ -222,7 +242,8 @@ class Sim:
         """Raises Refusal: 401 without a good token, 429 beyond the rate limits."""
         scheme, _, token = call.headers.get("authorization", "").partition(" ")
         call.token = token.strip()
-        if scheme.lower() not in ("bearer", "flyv1") or call.token not in self.tokens:
+        good = scheme.lower() in ("bearer", "flyv1") and call.token in self.tokens
+        if not good and call.inside is None:
             raise errors.unauthorized()
         assert call.op is not None
         subject = call.machine or call.volume or call.app or call.org or call.token

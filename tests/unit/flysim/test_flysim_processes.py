@@ -19,6 +19,29 @@ async def exit_events(fly: Client, machine: str) -> list[dict[str, Any]]:
 # Environment
 
 
+async def test_a_file_lies_where_a_variable_with_its_path_says(fly: Client) -> None:
+    config = {
+        "env": {"WHERE": "/etc/roost/ca.crt", "OTHER": "see /etc/roost/ca.crt"},
+        "files": [{"guest_path": "/etc/roost/ca.crt", "raw_value": "dHJ1c3QK"}],
+        "init": {"exec": ["sh", "-c", 'cat "$WHERE"; echo "$OTHER"; exec sleep 60']},
+    }
+    machine = await fly.machine(await fly.app(), "tells", config=config)
+    assert (await fly.log(machine, "see")).splitlines() == ["trust", "see /etc/roost/ca.crt"]
+    assert (await fly.get(machine))["config"]["files"] == config["files"], "echoed as it was sent"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"guest_path": "relative", "raw_value": ""},
+        {"guest_path": "/a/../../b", "raw_value": ""},
+        {"guest_path": "/a", "raw_value": "no base64!"},
+    ],
+)
+async def test_a_file_that_can_not_be_put_anywhere_is_refused(fly: Client, file: dict[str, str]) -> None:
+    assert (await fly.create(await fly.app(), "tells", config={"files": [file]})).status == 400
+
+
 async def test_the_environment_is_what_the_config_says_and_fly_adds(
     fly: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,6 +70,7 @@ async def test_the_environment_is_what_the_config_says_and_fly_adds(
         "SELF": row["id"],
         "PATH": os.environ["PATH"],
         "FLY_SIM_STATE": str(tmp_path / "state-0"),
+        "FLY_API_SOCKET": str(tmp_path / "state-0" / "machines" / row["id"] / "api"),
         "FLY_APP_NAME": "ada",
         "FLY_MACHINE_ID": row["id"],
         "FLY_ALLOC_ID": row["id"],
