@@ -17,20 +17,47 @@ def made(block: type[B], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[
 
 
 def either(block: type[B], plain: str, by_reference: str, **rest: st.SearchStrategy[Any]) -> st.SearchStrategy[B]:
-    """A block with exactly one of two fields."""
+    """A block with exactly one of two fields: a text, or a key of a Secret."""
     return made(block, **rest, **{plain: TEXT}) | made(block, **rest, **{by_reference: REFERENCE})
 
 
-WORD = st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True)
+def text_of(block: type[B], **rest: st.SearchStrategy[Any]) -> st.SearchStrategy[B]:
+    """A block with a text, or a key of a ConfigMap."""
+    return made(block, **rest, content=TEXT) | made(block, **rest, config_map_ref=CONFIG_MAP_REF)
+
+
+def messengers(block: type[B], **tokens: st.SearchStrategy[Any]) -> st.SearchStrategy[B | None]:
+    """A messenger that hears somebody, or nobody on purpose."""
+    sender = st.sampled_from(["*", "123456789", "+15550100", "discord:12", "@ada"])
+    named = st.lists(sender, min_size=1, max_size=4)
+    lists = {
+        "Pairing": st.lists(sender, max_size=4),
+        "Allowlist": named,
+        "Open": named.map(lambda senders: [*senders, "*"]),
+        "Disabled": st.lists(sender, max_size=4),
+    }
+    return st.none() | st.sampled_from(sorted(lists)).flatmap(
+        lambda policy: made(block, **tokens, dm_policy=st.just(policy), allow_from=lists[policy].map(tuple))
+    )
+
+
+WORD = st.text("abcxyz", min_size=1, max_size=9)
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 PATH = st.from_regex(r"[.]?[A-Za-z0-9_-]{1,9}(/[.]{0,2}[a-z ]{1,4}[.]?){0,3}", fullmatch=True).filter(
     lambda path: path.split("/")[0] != ".roost"
 )
-REFERENCE = made(
-    agent.SecretRef,
-    name=st.from_regex(r"[a-z0-9]([-a-z0-9]{0,9}[a-z0-9])?", fullmatch=True),
-    key=st.from_regex(r"[-._a-zA-Z0-9]{1,9}", fullmatch=True),
+# One draw each: there are many of them in a spec, and what they say matters little.
+REFERENCE = st.sampled_from(
+    [
+        agent.SecretRef(name=name, key=key, kind=kind)
+        for name in ("s", "a.b-1", "n" * 253)
+        for key in ("k", "._-", "API_KEY")
+        for kind in ("Secret", "CoreSecret")
+    ]
 )
+CONFIG_MAP_REF = st.sampled_from([agent.ConfigMapKeyRef(name=n, key=k) for n in ("m", "a.b-1") for k in ("k", "A.md")])
+MODEL_NAME = st.sampled_from(["a/b", "anthropic/claude-sonnet-4-6", "openrouter/x/y-1.2:free@z"])
+URL = st.sampled_from(["http://a", "https://models.example.com:8443/v1", "https://[fdaa::3]/?a=@"])
 
 
 READINESS = made(
@@ -113,23 +140,101 @@ def rests(machine: agent.Machine) -> st.SearchStrategy[agent.Idle]:
     return resting | st.just(agent.Idle())
 
 
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.booleans() | st.integers(-(2**31), 2**31) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORD, inner, max_size=3),
+    max_leaves=4,
+)
+RUNTIME = made(
+    agent.Runtime,
+    kind=st.just("Command"),
+    version=st.none() | WORD,
+    command=st.lists(TEXT.filter(bool), min_size=1, max_size=4).map(tuple),
+    readiness=st.none() | READINESS,
+) | made(
+    agent.Runtime,
+    kind=st.just("OpenClaw"),
+    version=st.just("2026.9.6"),
+    readiness=st.none() | READINESS,
+    rollback=st.booleans(),
+    config=st.dictionaries(WORD, JSON, max_size=2),
+)
+KEY_OR_URL: list[dict[str, st.SearchStrategy[Any]]] = [
+    {"api_key_from": REFERENCE},
+    {"base_url": URL},
+    {"api_key_from": REFERENCE, "base_url": URL},
+]
+PROVIDER = st.sampled_from(KEY_OR_URL).flatmap(
+    lambda given: made(agent.Provider, id=WORD, api=st.none() | WORD, **given)
+)
+SKILL = made(
+    agent.Skill,
+    name=st.sampled_from(["weather", "0_", "s-" * 64]),
+    version=st.sampled_from(["0.1.0", "1.2.3-rc.1", "10.20.30+b-1"]),
+    config_map_ref=made(agent.ConfigMapRef, name=WORD),
+    sha256=st.sampled_from([None, "0123456789abcdef" * 4]),
+)
+BRIDGE = made(
+    agent.Bridge,
+    enabled=st.booleans(),
+    base_url=URL,
+    service_id=WORD,
+    app_key=st.none() | WORD,
+    service_key_from=REFERENCE,
+    base_url_map_from=st.none() | REFERENCE,
+    linking_secret_from=st.none() | REFERENCE,
+)
+SOUL_AND_WORKSPACE = st.tuples(
+    st.none() | text_of(agent.Soul),
+    st.lists(
+        text_of(
+            agent.WorkspaceFile,
+            path=st.just("SOUL.md") | PATH.filter(lambda path: path.split("/")[0] != "skills"),
+            policy=st.sampled_from(["Seed", "Overwrite"]),
+        ),
+        max_size=3,
+        unique_by=lambda f: f.path,
+    ).map(tuple),
+).map(lambda both: (None, both[1]) if any(file.path == "SOUL.md" for file in both[1]) else both)
+
+
 ELSE: dict[str, st.SearchStrategy[Any]] = {
     "revoked": st.booleans(),
     "paused": st.booleans(),
     "deletion_policy": st.sampled_from(["Delete", "Retain"]),
     "restarted_at": st.none() | st.just("2026-11-21T10:00:00Z"),
-    "identity": made(agent.Identity, display_name=st.none() | TEXT, token_epoch=st.integers(0, 1_000_000_000)),
-    "volume": VOLUME,
-    "runtime": made(
-        agent.Runtime,
-        kind=st.just("Command"),
-        version=st.none() | WORD,
-        command=st.lists(TEXT.filter(bool), min_size=1, max_size=8).map(tuple),
-        readiness=st.none() | READINESS,
+    "identity": made(
+        agent.Identity,
+        display_name=st.none() | TEXT,
+        token_epoch=st.integers(0, 1_000_000_000),
+        bootstrap=st.sampled_from(["Token", "FlyOidc"]),
     ),
+    "volume": VOLUME,
+    "runtime": RUNTIME,
+    "model": st.none()
+    | made(
+        agent.Model,
+        default=MODEL_NAME,
+        fallbacks=st.lists(MODEL_NAME, max_size=3).map(tuple),
+        thinking=st.sampled_from([None, "off", "low", "ultra"]),
+    ),
+    "providers": st.lists(PROVIDER, max_size=4, unique_by=lambda p: p.id).map(tuple),
+    "channels": made(
+        agent.Channels,
+        telegram=messengers(agent.Bot, token_from=REFERENCE),
+        discord=messengers(agent.Bot, token_from=REFERENCE),
+        slack=messengers(agent.Slack, bot_token_from=REFERENCE, app_token_from=REFERENCE),
+        whatsapp=messengers(agent.DirectMessages),
+    ),
+    "skills": made(
+        agent.Skills,
+        policy=st.sampled_from(["AllowlistOnly", "Merge"]),
+        items=st.lists(SKILL, max_size=2, unique_by=lambda s: s.name).map(tuple),
+    ),
+    "bridge": st.none() | BRIDGE,
     "env": st.lists(
-        either(agent.EnvVar, "value", "value_from", name=st.from_regex(r"[A-C_][A-Z_]{0,9}", fullmatch=True)),
-        max_size=8,
+        either(agent.EnvVar, "value", "value_from", name=st.text("ABC_", min_size=1, max_size=9)),
+        max_size=4,
         unique_by=lambda e: e.name,
     ).map(tuple),
     "files": st.lists(
@@ -138,18 +243,27 @@ ELSE: dict[str, st.SearchStrategy[Any]] = {
             "content",
             "content_from",
             path=PATH,
-            mode=st.from_regex(r"0[0-7]{3}", fullmatch=True),
+            mode=st.sampled_from(["0600", "0400", "0777", "0000"]),
         ),
-        max_size=8,
+        max_size=4,
         unique_by=lambda f: f.path,
     ).map(tuple),
     "heartbeat": made(
         agent.Heartbeat, interval_seconds=st.integers(5, 3600), missed_before_unhealthy=st.integers(1, 100)
     ),
+    "telemetry": made(
+        agent.Telemetry, interval_seconds=st.integers(30, 86_400), initial_delay_seconds=st.integers(0, 86_400)
+    ),
 }
 
 
-def specs(machine: agent.Machine, placement: agent.Placement, recovery: agent.Recovery) -> st.SearchStrategy[AgentSpec]:
+def specs(
+    machine: agent.Machine,
+    placement: agent.Placement,
+    recovery: agent.Recovery,
+    soul: agent.Soul | None,
+    workspace: tuple[agent.WorkspaceFile, ...],
+) -> st.SearchStrategy[AgentSpec]:
     return made(
         AgentSpec,
         desired_state=st.sampled_from(["Running", "Stopped", *["Suspended"] * (machine.memory_mb <= 2048)]),
@@ -157,6 +271,8 @@ def specs(machine: agent.Machine, placement: agent.Placement, recovery: agent.Re
         placement=st.just(placement),
         recovery=st.just(recovery),
         idle=rests(machine),
+        soul=st.just(soul),
+        workspace=st.just(workspace),
         fly=made(
             agent.Fly,
             credential=st.none() | WORD,
@@ -169,6 +285,6 @@ def specs(machine: agent.Machine, placement: agent.Placement, recovery: agent.Re
     )
 
 
-SPECS: st.SearchStrategy[AgentSpec] = st.tuples(MACHINE, PLACEMENT_AND_RECOVERY).flatmap(
-    lambda drawn: specs(drawn[0], *drawn[1])
+SPECS: st.SearchStrategy[AgentSpec] = st.tuples(MACHINE, PLACEMENT_AND_RECOVERY, SOUL_AND_WORKSPACE).flatmap(
+    lambda drawn: specs(drawn[0], *drawn[1], *drawn[2])
 )

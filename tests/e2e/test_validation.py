@@ -27,6 +27,8 @@ from roost.local.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = {"kind": "Command", "command": ["sh"]}
+OPENCLAW = {"kind": "OpenClaw", "version": "2026.9.6"}
+KEY = {"name": "s", "key": "k"}
 SKIPPED = (
     "<nil>: Invalid value: null: some validation rules were not checked because the object was invalid; "
     "correct the existing errors to complete validation"
@@ -122,13 +124,19 @@ def name() -> str:
 
 # --- Refused when it is made. -----------------------------------------------------------------------------------
 
+CHANNELS: dict[str, Body] = {
+    "telegram": {"tokenFrom": KEY},
+    "discord": {"tokenFrom": KEY},
+    "slack": {"botTokenFrom": KEY, "appTokenFrom": KEY},
+    "whatsapp": {},
+}
 REFUSED_AGENTS: list[tuple[str, Body, list[str]]] = [
     ("runtime-missing", {}, ["spec.runtime: Required value", SKIPPED]),
     ("kind-missing", {"runtime": {}}, ["spec.runtime.kind: Required value", SKIPPED]),
     (
         "kind-unknown",
         {"runtime": {"kind": "Docker"}},
-        ['spec.runtime.kind: Unsupported value: "Docker": supported values: "Command"', SKIPPED],
+        ['spec.runtime.kind: Unsupported value: "Docker": supported values: "OpenClaw", "Command"', SKIPPED],
     ),
     (
         "command-missing",
@@ -165,6 +173,302 @@ REFUSED_AGENTS: list[tuple[str, Body, list[str]]] = [
         [
             'spec.runtime.version: Invalid value: "1 2": must be letters, digits, dots, dashes, pluses and '
             "underscores, such as 1.4.2"
+        ],
+    ),
+    (
+        "openclaw-without-a-version",
+        {"runtime": {"kind": "OpenClaw"}},
+        [
+            "spec.runtime.version: Invalid value: version is missing: with kind OpenClaw, name the version to run, "
+            "such as 2026.9.6"
+        ],
+    ),
+    *(
+        (
+            f"openclaw-{version}",
+            {"runtime": {"kind": "OpenClaw", "version": version}},
+            [
+                f"spec.runtime.version: Invalid value: version {version} is no version of OpenClaw: use an exact one, "
+                "such as 2026.9.6"
+            ],
+        )
+        for version in ("latest", "2026.9", "2026.9.6+b")
+    ),
+    (
+        "openclaw-with-a-command",
+        {"runtime": OPENCLAW | {"command": ["sh"]}},
+        [
+            "spec.runtime.command: Invalid value: command does not go with kind OpenClaw, which is started by its "
+            "version: leave it out, or use kind Command"
+        ],
+    ),
+    (
+        "command-with-a-config",
+        {"runtime": RUNTIME | {"config": {"a": {}}}},
+        [
+            "spec.runtime.config: Invalid value: config does not go with kind Command, since it is a part of "
+            "openclaw.json: leave it out, or use kind OpenClaw"
+        ],
+    ),
+    (
+        "config-is-no-object",
+        {"runtime": OPENCLAW | {"config": "{}"}},
+        [
+            'spec.runtime.config: Invalid value: "string": spec.runtime.config in body must be of type object: '
+            '"string"',
+            SKIPPED,
+        ],
+    ),
+    (
+        "config-too-large",
+        {"runtime": OPENCLAW | {"config": {f"k{n}": 1 for n in range(65)}}},
+        ["spec.runtime.config: Too many: 65: must have at most 64 items", SKIPPED],
+    ),
+    (
+        "bootstrap",
+        agent(identity={"bootstrap": "Oidc"}),
+        ['spec.identity.bootstrap: Unsupported value: "Oidc": supported values: "Token", "FlyOidc"', SKIPPED],
+    ),
+    ("model-without-a-default", agent(model={}), ["spec.model.default: Required value", SKIPPED]),
+    (
+        "model",
+        agent(model={"default": "gpt-5", "fallbacks": ["openai/gpt 5"], "thinking": "hard"}),
+        [
+            *(
+                f"spec.model.{at}: Invalid value: \"{name}\": must be a provider's id and a model's name with a slash "
+                "between, such as anthropic/claude-sonnet-4-6"
+                for at, name in (("default", "gpt-5"), ("fallbacks[0]", "openai/gpt 5"))
+            ),
+            'spec.model.thinking: Invalid value: "hard": must be one of off, minimal, low, medium, high, xhigh, '
+            "adaptive, max, ultra",
+        ],
+    ),
+    (
+        "fallbacks-too-many",
+        agent(model={"default": "a/b", "fallbacks": ["a/b"] * 17}),
+        ["spec.model.fallbacks: Too many: 17: must have at most 16 items", SKIPPED],
+    ),
+    (
+        "provider-of-nothing",
+        agent(providers=[{"id": "openai"}]),
+        [
+            "spec.providers[0]: Invalid value: provider openai says nothing: give apiKeyFrom, baseUrl or both, or "
+            "leave it out"
+        ],
+    ),
+    (
+        "provider-twice",
+        agent(providers=[{"id": "a", "apiKeyFrom": KEY}, {"id": "a", "baseUrl": "http://a"}]),
+        ['spec.providers[1]: Duplicate value: {"id":"a"}'],
+    ),
+    (
+        "provider-words",
+        agent(providers=[{"id": "Open AI", "apiKeyFrom": KEY, "api": "Chat"}]),
+        [
+            'spec.providers[0].id: Invalid value: "Open AI": must be a provider\'s id: lower-case letters, digits, '
+            "dots, dashes and underscores",
+            'spec.providers[0].api: Invalid value: "Chat": must be a protocol in the runtime\'s words, such as '
+            "openai-completions or anthropic-messages",
+        ],
+    ),
+    *(
+        (
+            f"provider-url-{index}",
+            agent(providers=[{"id": "a", "baseUrl": url}]),
+            [
+                f'spec.providers[0].baseUrl: Invalid value: "{url}": must be a URL of http or https without user and '
+                "password, such as https://api.example.com/v1"
+            ],
+        )
+        for index, url in enumerate(["", "a.example", "ftp://a", "https://", "https://u:p@a/v1", "https://a/v 1"])
+    ),
+    (
+        "reference-kind",
+        agent(providers=[{"id": "a", "apiKeyFrom": KEY | {"kind": "ConfigMap"}}]),
+        [
+            'spec.providers[0].apiKeyFrom.kind: Unsupported value: "ConfigMap": supported values: "Secret", '
+            '"CoreSecret"',
+            SKIPPED,
+        ],
+    ),
+    *(
+        (
+            f"open-{channel}",
+            agent(channels={channel: tokens | {"dmPolicy": "Open", "allowFrom": ["123"]}}),
+            [
+                f'spec.channels.{channel}.allowFrom: Invalid value: dmPolicy Open needs "*" in allowFrom, so that it '
+                "is said twice that everybody may write: add it, or use Pairing or Allowlist"
+            ],
+        )
+        for channel, tokens in CHANNELS.items()
+    ),
+    *(
+        (
+            f"allowlist-{channel}",
+            agent(channels={channel: tokens | {"dmPolicy": "Allowlist"}}),
+            [
+                f"spec.channels.{channel}.allowFrom: Invalid value: dmPolicy Allowlist with an empty allowFrom hears "
+                "nobody: add those who may write, or use Pairing or Disabled"
+            ],
+        )
+        for channel, tokens in CHANNELS.items()
+    ),
+    (
+        "channels-without-tokens",
+        agent(channels={"telegram": {}, "discord": {}, "slack": {}}),
+        [
+            "spec.channels.telegram.tokenFrom: Required value",
+            "spec.channels.discord.tokenFrom: Required value",
+            "spec.channels.slack.botTokenFrom: Required value",
+            "spec.channels.slack.appTokenFrom: Required value",
+            SKIPPED,
+        ],
+    ),
+    (
+        "dm-policy-in-openclaw's-words",
+        agent(channels={"whatsapp": {"dmPolicy": "pairing"}}),
+        [
+            'spec.channels.whatsapp.dmPolicy: Unsupported value: "pairing": supported values: "Pairing", '
+            '"Allowlist", "Open", "Disabled"',
+            SKIPPED,
+        ],
+    ),
+    (
+        "sender",
+        agent(channels={"whatsapp": {"allowFrom": ["+1 555"]}}),
+        [
+            'spec.channels.whatsapp.allowFrom[0]: Invalid value: "+1 555": must be a sender\'s id without spaces, '
+            'such as "123456789", "+15550100" or "*"'
+        ],
+    ),
+    (
+        "senders-too-many",
+        agent(channels={"whatsapp": {"allowFrom": ["1"] * 129}}),
+        ["spec.channels.whatsapp.allowFrom: Too many: 129: must have at most 128 items", SKIPPED],
+    ),
+    *(
+        (
+            f"soul-{case}",
+            agent(soul=soul),
+            [
+                "spec.soul: Invalid value: soul needs exactly one of content and configMapRef; for neither, leave soul "
+                "out"
+            ],
+        )
+        for case, soul in (("neither", {}), ("both", {"content": "", "configMapRef": KEY}))
+    ),
+    *(
+        (
+            f"workspace-{case}",
+            agent(workspace=[{"path": "AGENTS.md"} | text]),
+            [
+                "spec.workspace[0]: Invalid value: workspace file AGENTS.md needs exactly one of content and "
+                "configMapRef"
+            ],
+        )
+        for case, text in (("neither", {}), ("both", {"content": "", "configMapRef": KEY}))
+    ),
+    (
+        "workspace-reference",
+        agent(workspace=[{"path": "A", "configMapRef": {"name": "No", "key": "a/b"}}]),
+        [
+            'spec.workspace[0].configMapRef.key: Invalid value: "a/b": must be a key of a ConfigMap: letters, digits, '
+            "dashes, dots and underscores",
+            'spec.workspace[0].configMapRef.name: Invalid value: "No": must be the name of an object: lower-case '
+            "letters, digits, dashes and dots",
+        ],
+    ),
+    (
+        "workspace-twice",
+        agent(workspace=[{"path": "a", "content": ""}, {"path": "a", "content": ""}]),
+        ['spec.workspace[1]: Duplicate value: {"path":"a"}'],
+    ),
+    *(
+        (
+            f"workspace-path-{index}",
+            agent(workspace=[{"path": path, "content": ""}]),
+            [
+                f'spec.workspace[0].path: Invalid value: "{path}": must be a path of plain characters relative to the '
+                "workspace, without empty, . and .. parts, such as AGENTS.md"
+            ],
+        )
+        for index, path in enumerate(["", "/etc/passwd", "..", "a/../b", "./a", "a//b", "a/"])
+    ),
+    *(
+        (
+            f"workspace-taken-{index}",
+            agent(workspace=[{"path": path, "content": ""}]),
+            [
+                f"spec.workspace[0].path: Invalid value: path {path} lies in .roost or skills, which belong to the "
+                "supervisor and to the declared skills: choose another path"
+            ],
+        )
+        for index, path in enumerate([".roost", ".roost/a", "skills", "skills/weather/SKILL.md"])
+    ),
+    (
+        "soul-twice",
+        agent(soul={"content": ""}, workspace=[{"path": "SOUL.md", "content": ""}]),
+        [
+            "spec.workspace: Invalid value: workspace file SOUL.md is what soul says: leave it out, or leave soul out",
+        ],
+    ),
+    (
+        "skill-empty",
+        agent(skills={"items": [{"name": "weather"}]}),
+        [
+            "spec.skills.items[0].version: Required value",
+            "spec.skills.items[0].configMapRef: Required value",
+            SKIPPED,
+        ],
+    ),
+    (
+        "skill-words",
+        agent(skills={"items": [{"name": "W", "version": "1.2", "configMapRef": {"name": "w"}, "sha256": "AB"}]}),
+        [
+            'spec.skills.items[0].name: Invalid value: "W": must be a skill\'s name: two or more lower-case letters, '
+            "digits, dashes and underscores",
+            'spec.skills.items[0].version: Invalid value: "1.2": must be a semantic version such as 1.2.0',
+            'spec.skills.items[0].sha256: Invalid value: "AB": must be a SHA-256 checksum of 64 lower-case hex digits',
+        ],
+    ),
+    (
+        "skill-twice",
+        agent(skills={"items": [{"name": "we", "version": "1.0.0", "configMapRef": {"name": "w"}}] * 2}),
+        ['spec.skills.items[1]: Duplicate value: {"name":"we"}'],
+    ),
+    (
+        "skills-policy",
+        agent(skills={"policy": "Any"}),
+        ['spec.skills.policy: Unsupported value: "Any": supported values: "AllowlistOnly", "Merge"', SKIPPED],
+    ),
+    (
+        "bridge-to-nowhere",
+        agent(bridge={"enabled": True, "appKey": "a"}),
+        [
+            "spec.bridge.enabled: Invalid value: bridge.enabled needs serviceId and serviceKeyFrom: give both, or "
+            "leave enabled out",
+            "spec.bridge.enabled: Invalid value: bridge.enabled needs a URL to call: give baseUrl or baseUrlMapFrom, "
+            "or leave enabled out",
+        ],
+    ),
+    (
+        "bridge-words",
+        agent(bridge={"baseUrl": "bridge", "serviceId": "a b", "appKey": ""}),
+        [
+            'spec.bridge.baseUrl: Invalid value: "bridge": must be a URL of http or https without user and password, '
+            "such as https://api.example.com/v1",
+            'spec.bridge.serviceId: Invalid value: "a b": must be plain characters without spaces',
+            'spec.bridge.appKey: Invalid value: "": must be plain characters without spaces',
+        ],
+    ),
+    (
+        "telemetry",
+        agent(telemetry={"intervalSeconds": 29, "initialDelaySeconds": 86_401}),
+        [
+            "spec.telemetry.intervalSeconds: Invalid value: 29: spec.telemetry.intervalSeconds in body should be "
+            "greater than or equal to 30",
+            "spec.telemetry.initialDelaySeconds: Invalid value: 86401: spec.telemetry.initialDelaySeconds in body "
+            "should be less than or equal to 86400",
         ],
     ),
     (
@@ -759,6 +1063,32 @@ def test_a_fleet_is_refused_with_a_sentence(api: Api, spec: Body, told: str) -> 
                 "and underscores",
             ],
         ),
+        *(
+            (
+                {"source": {"secretRef": {"name": "a"}}, "keys": [{"name": "k", "pattern": pattern}]},
+                [
+                    f'spec.keys[0].pattern: Invalid value: "{pattern}": must be a plain regular expression: '
+                    "characters, classes, dots, each with *, +, ? or a count in braces, and groups of words such as "
+                    "(sk|pk); at most two parts may vary in length or be groups, and then it starts with ^"
+                ],
+            )
+            for pattern in ("(a+)+$", "[", "a*b", "^a*b*c*$")
+        ),
+        (
+            {"source": {"secretRef": {"name": "a"}}, "availableTo": {"namespaces": ["team-*"]}},
+            ['spec.availableTo.namespaces[0]: Invalid value: "team-*": must be the name of a namespace, or * for all'],
+        ),
+        (
+            {"source": {"secretRef": {"name": "a"}}, "rotation": {"strategy": "Slow"}},
+            ['spec.rotation.strategy: Unsupported value: "Slow": supported values: "Immediate", "Staged"', SKIPPED],
+        ),
+        (
+            {"source": {"secretRef": {"name": "a"}}, "rotation": {"maxAgeDays": 0}},
+            [
+                "spec.rotation.maxAgeDays: Invalid value: 0: spec.rotation.maxAgeDays in body should be greater than "
+                "or equal to 1"
+            ],
+        ),
     ],
 )
 def test_a_secret_is_refused_with_a_sentence(api: Api, spec: Body, told: list[str]) -> None:
@@ -880,7 +1210,7 @@ def test_what_may_change_may_change(api: Api, name: str) -> None:
             "onLoss": "Fail",
             "restoreFrom": {"agent": "ada"},
         },
-        identity={"displayName": "N", "tokenEpoch": 1},
+        identity={"displayName": "N", "tokenEpoch": 1, "bootstrap": "FlyOidc"},
         machine={
             "cpuKind": "performance",
             "cpus": 2,
@@ -903,11 +1233,21 @@ def test_what_may_change_may_change(api: Api, name: str) -> None:
         env=[{"name": "A", "value": "b"}],
         files=[{"path": "a", "content": "b"}],
         heartbeat={"intervalSeconds": 5},
+        telemetry={"intervalSeconds": 60},
+        model={"default": "a/b"},
+        providers=[{"id": "a", "baseUrl": "http://a"}],
+        channels={"whatsapp": {}},
+        soul={"content": "b"},
+        workspace=[{"path": "a", "content": "b"}],
+        skills={"policy": "Merge"},
+        bridge={"appKey": "a"},
     )
     api.replace("Agent", name, everything_else).raise_for_status()
     api.replace("Agent", name, agent(volume={"sizeGb": 6}, identity={"tokenEpoch": 1})).raise_for_status()
     asleep = agent(volume={"sizeGb": 6}, identity={"tokenEpoch": 1}, desiredState="Suspended")
     api.replace("Agent", name, asleep).raise_for_status()
+    openclaw = agent(volume={"sizeGb": 6}, identity={"tokenEpoch": 1}, runtime=OPENCLAW | {"config": {"a": 1}})
+    api.replace("Agent", name, openclaw).raise_for_status()
 
 
 # --- Accepted. --------------------------------------------------------------------------------------------------
@@ -919,22 +1259,29 @@ def test_defaults_are_stored(api: Api, name: str) -> None:
     assert found["spec"] == AgentSpec.model_validate(agent()).model_dump(mode="json", by_alias=True, exclude_none=True)
     assert parse_agent_spec(found) == AgentSpec.model_validate(agent())
     assert not {"autoExtend", "restoreFrom"} & found["spec"]["volume"].keys()
+    assert not {"model", "soul", "bridge"} & found["spec"].keys()
+    assert found["spec"]["channels"] == {}
     api.create("Fleet", name, fleet()).raise_for_status()
     assert api.get("Fleet", name)["spec"] == {
         "template": {"metadata": {"labels": {}, "annotations": {}}, "spec": found["spec"]}
     }
     source = {"source": {"secretRef": {"name": "a"}}}
     api.create("Secret", name, source).raise_for_status()
-    assert api.get("Secret", name)["spec"] == source | {"keys": []}
+    assert api.get("Secret", name)["spec"] == source | {
+        "keys": [],
+        "availableTo": {"agentSelector": {"matchLabels": {}}, "namespaces": []},
+        "rotation": {"strategy": "Immediate"},
+    }
 
 
+FULL_KEY = {"name": "n" * 253, "key": "k" * 253, "kind": "CoreSecret"}
 WHOLE = agent(
     desiredState="Stopped",
     revoked=True,
     paused=True,
     deletionPolicy="Retain",
     restartedAt="2026-11-21T10:00:00Z",
-    identity={"displayName": "Åda Ω", "tokenEpoch": 1_000_000_000},
+    identity={"displayName": "Åda Ω", "tokenEpoch": 1_000_000_000, "bootstrap": "FlyOidc"},
     fly={"credential": "eu", "org": "acme", "appStrategy": "PerAgent", "app": "a" * 62, "network": "net_1"},
     placement={"regions": ["iad"] * 14 + ["eu", "any"], "relocate": "OnFailure"},
     machine={
@@ -961,15 +1308,66 @@ WHOLE = agent(
         "version": "1.4.2+b-1_x",
         "command": ["x" * 32_768, *["'\"%s\n\\"] * 63],
         "readiness": {"httpGet": {"path": "/a?b=c%20", "port": 65535}, "initialDeadlineSeconds": 86_400},
+        "rollback": False,
+        "config": {},
     },
+    model={"default": "o/" + "m" * 251, "fallbacks": ["openrouter/a/b-1.2:free@x"] * 16, "thinking": "adaptive"},
+    providers=[
+        {
+            "id": f"p.{n}-_a",
+            "apiKeyFrom": FULL_KEY,
+            "baseUrl": "https://[fdaa::3]:8080/v1?a=@" + "u" * 2019,
+            "api": "azure-openai-responses",
+        }
+        for n in range(32)
+    ],
+    channels={
+        "telegram": {"tokenFrom": FULL_KEY, "dmPolicy": "Open", "allowFrom": ["1" * 128] * 127 + ["*"]},
+        "discord": {"tokenFrom": FULL_KEY, "dmPolicy": "Allowlist", "allowFrom": ["discord:12"]},
+        "slack": {"botTokenFrom": FULL_KEY, "appTokenFrom": FULL_KEY, "dmPolicy": "Disabled", "allowFrom": []},
+        "whatsapp": {"dmPolicy": "Pairing", "allowFrom": ["+15550100"]},
+    },
+    soul={"configMapRef": {"name": "souls", "key": "ada.md"}},
+    workspace=[{"path": f"a b/{n}.md", "content": "\0ü", "policy": "Overwrite"} for n in range(63)]
+    + [{"path": ".skills/..a", "configMapRef": {"name": "s.x", "key": "-._"}, "policy": "Seed"}],
+    skills={
+        "policy": "Merge",
+        "items": [
+            {
+                "name": f"{n:02}" + "s-_" * 42,
+                "version": "10.20.30-alpha.1+build-7.x",
+                "configMapRef": {"name": "w"},
+                "sha256": "0123456789abcdef" * 4,
+            }
+            for n in range(32)
+        ],
+    },
+    bridge={
+        "enabled": True,
+        "baseUrl": "https://bridge.example.com",
+        "serviceId": "i" * 253,
+        "appKey": "a" * 253,
+        "serviceKeyFrom": FULL_KEY,
+        "baseUrlMapFrom": FULL_KEY,
+        "linkingSecretFrom": FULL_KEY,
+    },
+    telemetry={"intervalSeconds": 86_400, "initialDelaySeconds": 86_400},
     env=[{"name": f"A_{n}", "value": "v"} for n in range(255)]
-    + [{"name": "_", "valueFrom": {"name": "s.x", "key": "K"}}],
+    + [{"name": "_", "valueFrom": {"name": "s.x", "key": "K", "kind": "Secret"}}],
     files=[{"path": f".config/..a/.b./c {n}", "mode": "0777", "content": "\0ü"} for n in range(63)]
-    + [{"path": "x" * 255, "mode": "0600", "contentFrom": {"name": "s", "key": "."}}],
+    + [{"path": "x" * 255, "mode": "0600", "contentFrom": {"name": "s", "key": ".", "kind": "Secret"}}],
     heartbeat={"intervalSeconds": 3600, "missedBeforeUnhealthy": 100},
     idle={"afterSeconds": 604_800, "action": "Stop", "allowDeaf": True},
     recovery={"onUnhealthy": "Relocate", "maxPerHour": 60},
 )
+
+
+def test_a_free_form_config_is_kept_whole(api: Api, name: str) -> None:
+    config = {"tools": {"deny": ["exec", {"x": [1, 2.5, True, ""]}]}, "agents": {"entries": {"main": {}}}}
+    api.create("Agent", name, {"runtime": OPENCLAW | {"config": config}}).raise_for_status()
+    found = api.get("Agent", name)
+    assert found["spec"]["runtime"]["config"] == config
+    assert parse_agent_spec(found).runtime.config == config
 
 
 def test_every_field_at_its_limit_is_taken_stored_and_read(api: Api, name: str) -> None:
@@ -995,6 +1393,13 @@ TAKEN = [
     agent(volume={"restoreFrom": {"agent": "ada"}}),
     agent(placement={"regions": ["iad", "iad", "us", "usa"]}),  # one that comes twice does no harm
     agent(placement={"relocate": "Never"}, recovery={"onUnhealthy": "RestartMachine"}),
+    {"runtime": OPENCLAW},
+    {"runtime": {"kind": "OpenClaw", "version": "2026.9.6-beta.1"}},
+    *(agent(channels={channel: tokens | {"dmPolicy": "Disabled"}}) for channel, tokens in CHANNELS.items()),
+    agent(channels={"whatsapp": {"dmPolicy": "Open", "allowFrom": ["*"]}}),
+    agent(channels={"whatsapp": {"dmPolicy": "Allowlist", "allowFrom": ["1"]}}),
+    agent(bridge={"enabled": True, "serviceId": "s", "serviceKeyFrom": KEY, "baseUrlMapFrom": KEY}),
+    agent(workspace=[{"path": "SOUL.md", "content": ""}, {"path": "skills.md", "content": ""}]),
 ]
 
 
@@ -1019,7 +1424,7 @@ NULLS: Body = {
     "desiredState": None,
     "revoked": None,
     "restartedAt": None,
-    "identity": {"displayName": None, "tokenEpoch": None},
+    "identity": {"displayName": None, "tokenEpoch": None, "bootstrap": None},
     "fly": {"credential": None, "org": None, "app": None, "network": None},
     "placement": {"regions": None, "relocate": None},
     "machine": {"image": None, "cpus": None, "cpuKind": None, "public": None, "autostart": None, "metadata": None},
@@ -1030,10 +1435,21 @@ NULLS: Body = {
         "onLoss": None,
         "restoreFrom": {"snapshot": None, "agent": "ada"},
     },
-    "runtime": RUNTIME | {"version": None, "readiness": None},
+    "runtime": RUNTIME | {"version": None, "readiness": None, "rollback": None, "config": None},
+    "model": {"default": "a/b", "fallbacks": None, "thinking": None},
+    "providers": [{"id": "a", "apiKeyFrom": KEY | {"kind": None}, "baseUrl": None, "api": None}],
+    "channels": {"telegram": None, "discord": None, "slack": None, "whatsapp": {"dmPolicy": None, "allowFrom": None}},
     "env": [{"name": "A", "value": None, "valueFrom": {"name": "s", "key": "k"}}],
     "files": [{"path": "a", "mode": None, "content": "", "contentFrom": None}],
+    "soul": {"content": "", "configMapRef": None},
+    "workspace": [{"path": "a", "content": "", "configMapRef": None, "policy": None}],
+    "skills": {
+        "policy": None,
+        "items": [{"name": "we", "version": "1.0.0", "configMapRef": {"name": "w"}, "sha256": None}],
+    },
+    "bridge": {"enabled": None, "baseUrl": None, "serviceId": None, "serviceKeyFrom": None},
     "heartbeat": None,
+    "telemetry": None,
     "idle": None,
     "recovery": {"onUnhealthy": None, "maxPerHour": None},
 }
@@ -1048,13 +1464,27 @@ def test_null_is_accepted_under_server_side_apply_and_counts_as_left_out(api: Ap
         env=[{"name": "A", "valueFrom": {"name": "s", "key": "k"}}],
         files=[{"path": "a", "content": ""}],
         volume={"restoreFrom": {"agent": "ada"}},
+        model={"default": "a/b"},
+        providers=[{"id": "a", "apiKeyFrom": KEY}],
+        channels={"whatsapp": {}},
+        soul={"content": ""},
+        workspace=[{"path": "a", "content": ""}],
+        skills={"items": [{"name": "we", "version": "1.0.0", "configMapRef": {"name": "w"}}]},
+        bridge={},
     )
     assert parse_agent_spec(found) == AgentSpec.model_validate(plain)
-    no_blocks = agent(volume={"autoExtend": None, "restoreFrom": None})
+    no_blocks = agent(
+        volume={"autoExtend": None, "restoreFrom": None}, model=None, channels=None, soul=None, bridge=None, skills=None
+    )
     api.apply("Agent", f"{name}-new", no_blocks).raise_for_status()
     assert parse_agent_spec(api.get("Agent", f"{name}-new")) == AgentSpec.model_validate(agent())
     api.apply("Fleet", name, {"template": {"metadata": None, "spec": NULLS}}).raise_for_status()
-    secret = {"source": {"secretRef": {"name": "a"}}, "keys": [{"name": "k", "from": None, "required": None}]}
+    secret = {
+        "source": {"secretRef": {"name": "a"}},
+        "keys": [{"name": "k", "from": None, "required": None, "pattern": None}],
+        "availableTo": {"agentSelector": None, "namespaces": None},
+        "rotation": {"strategy": None, "maxAgeDays": None},
+    }
     api.apply("Secret", name, secret).raise_for_status()
 
 
@@ -1067,6 +1497,15 @@ def test_a_block_is_taken_back_under_server_side_apply_by_leaving_it_out(api: Ap
     ]
     api.apply("Agent", name, agent()).raise_for_status()
     assert "restoreFrom" not in api.get("Agent", name)["spec"]["volume"]
+
+
+def test_whatsapp_is_switched_off_by_leaving_it_out(api: Api, name: str) -> None:
+    """It has no field that is required, so that null would leave it on under server-side apply."""
+    api.apply("Agent", name, agent(channels={"whatsapp": {}})).raise_for_status()
+    api.apply("Agent", name, agent(channels={"whatsapp": None})).raise_for_status()
+    assert "whatsapp" in api.get("Agent", name)["spec"]["channels"]
+    api.apply("Agent", name, agent()).raise_for_status()
+    assert api.get("Agent", name)["spec"]["channels"] == {}
 
 
 def test_two_appliers_share_the_lists(api: Api, name: str) -> None:
@@ -1130,6 +1569,7 @@ STATUSES: list[tuple[str, Body, Any, type]] = [
                 "since": "2026-11-21T10:00:00Z",
                 "lastExitReason": "",
                 "degraded": ["disk"],
+                "pendingPairings": 0,
             },
             "secrets": [{"name": "s", "version": 3}],
             "destroy": {
@@ -1169,6 +1609,13 @@ STATUSES: list[tuple[str, Body, Any, type]] = [
             "observedGeneration": 1,
             "fingerprint": "ab",
             "activeVersion": 3,
+            "rotatedFrom": 2,
+            "activeRef": "a-v2",
+            "previousRef": "a-v1",
+            "rotation": {"at": "team/ada", "since": "2026-11-21T10:00:00Z"},
+            "looked": "Polled",
+            "pollSeconds": 15,
+            "usedBy": {"agents": 2, "pending": 1, "names": ["ada", "team-b/bob"]},
             "keys": [{"name": "k", "present": True}],
             "lastRotatedAt": "2026-11-21T10:00:00Z",
             "conditions": [CONDITION],
@@ -1277,7 +1724,7 @@ def test_columns(api: Api) -> None:
         "shown True Running iad Command 3d8d Running Ada vol_1 r/a@sha256:0 waiting for machine 3d8d to start",
     ]
     assert table("fl", "shown") == ["NAME DESIRED REPLICAS READY UPDATED AGE", "shown 3 3 2 1"]
-    assert table("rsec", "shown") == ["NAME READY VERSION SOURCE AGE", "shown True 3 a"]
+    assert table("rsec", "shown") == ["NAME READY VERSION SOURCE AGENTS PENDING AGE", "shown True 3 a 2 1"]
     _, everything, _ = api.kubectl("get", "roost")
     for kind in ("agent", "fleet", "secret"):
         assert f"{kind}.roost.dev/shown " in everything

@@ -53,6 +53,14 @@ _PART = (
     r"|[.][.][\x20-\x2e\x30-\x7e]+)"
 )
 _NO_NUL = r"^[^\x00]*$"
+_PATH = f"^{_PART}(/{_PART})*$"
+_NO_SPACE = r"^[\x21-\x7e]+$"
+_OPENCLAW_VERSION = "^[0-9]+[.][0-9]+[.][0-9]+(-[0-9A-Za-z.-]+)?$"
+_SEMVER_PART = "[0-9A-Za-z-]+([.][0-9A-Za-z-]+)*"
+_NUMBER = "(0|[1-9][0-9]*)"
+_SEMVER = f"^{_NUMBER}[.]{_NUMBER}[.]{_NUMBER}(-{_SEMVER_PART})?([+]{_SEMVER_PART})?$"
+# OpenClaw's own words; an enum can't be null, so they stand in a pattern.
+_THINKING = ("off", "minimal", "low", "medium", "high", "xhigh", "adaptive", "max", "ultra")
 
 
 class Identity(Block):
@@ -65,6 +73,11 @@ class Identity(Block):
         le=1_000_000_000,
         description="Raise it to give the agent a new token; the one before ends.",
         json_schema_extra=never_falls("an earlier token must never work again; use a higher number"),
+    )
+    bootstrap: Literal["Token", "FlyOidc"] = Field(
+        "Token",
+        description="How the machine proves who it is: Token, with a secret that it is given; FlyOidc, with the OIDC "
+        "token that Fly makes for it, so that no secret of it is stored at Fly.",
     )
 
 
@@ -346,12 +359,16 @@ Argument = Annotated[str, Field(max_length=32_768, pattern=_NO_NUL, description=
 class Runtime(Block):
     """What runs inside: the agent itself."""
 
-    kind: Literal["Command"] = Field(description="Command: the program in command, kept alive by the supervisor.")
+    kind: Literal["OpenClaw", "Command"] = Field(
+        description="OpenClaw: the named version of it, as it is described here; the supervisor is told of it and "
+        "can't run it yet. Command: the program in command, kept alive by the supervisor."
+    )
     version: str | None = Field(
         None,
         max_length=64,
         pattern=r"^[A-Za-z0-9]([A-Za-z0-9._+-]*[A-Za-z0-9])?$",
-        description="A label of what runs, reported back in the status; changing it restarts the runtime.",
+        description="With OpenClaw its version, such as 2026.9.6; with Command a label of what runs. Reported back in "
+        "the status; changing it restarts the runtime.",
         json_schema_extra=says("letters, digits, dots, dashes, pluses and underscores, such as 1.4.2"),
     )
     command: tuple[Argument, ...] = Field(
@@ -361,6 +378,17 @@ class Runtime(Block):
         "in DATA_DIR and should listen on ROOST_BIND_ADDRESS.",
     )
     readiness: Readiness | None = None
+    rollback: bool = Field(
+        True,
+        description="OpenClaw: whether a new version that does not become ready is taken back, with the state from "
+        "before it.",
+    )
+    config: dict[str, Any] = Field(
+        {},
+        max_length=64,
+        description="OpenClaw: merged last into openclaw.json, for what has no field here; at most 64 keys at the top, "
+        "a null is left out. No secret belongs here: ${NAME} stands for a variable of env.",
+    )
 
     RULES = (
         Rule(
@@ -369,14 +397,103 @@ class Runtime(Block):
             'for example ["python3", "-m", "http.server"]',
             field="command",
         ),
+        Rule(
+            "self.kind != 'OpenClaw' || has(self.version)",
+            "version is missing: with kind OpenClaw, name the version to run, such as 2026.9.6",
+            field="version",
+        ),
+        Rule(
+            f"self.kind != 'OpenClaw' || !has(self.version) || self.version.matches('{_OPENCLAW_VERSION}')",
+            "version {self.version} is no version of OpenClaw: use an exact one, such as 2026.9.6",
+            field="version",
+        ),
+        Rule(
+            "self.kind != 'OpenClaw' || size(self.command) == 0",
+            "command does not go with kind OpenClaw, which is started by its version: leave it out, or use kind "
+            "Command",
+            field="command",
+        ),
+        Rule(
+            "self.kind != 'Command' || size(dyn(self.config)) == 0",
+            "config does not go with kind Command, since it is a part of openclaw.json: leave it out, or use kind "
+            "OpenClaw",
+            field="config",
+        ),
     )
 
 
-class SecretRef(Block):
-    """A key of a Secret of roost.dev in the same namespace."""
+ConfigMapKey = Annotated[
+    str,
+    Field(
+        max_length=253,
+        pattern=r"^[-._a-zA-Z0-9]+$",
+        json_schema_extra=says("a key of a ConfigMap: letters, digits, dashes, dots and underscores"),
+    ),
+]
+Url = Annotated[
+    str,
+    Field(
+        max_length=2048,
+        pattern=r"^https?://[\x21-\x2e\x30-\x3f\x41-\x7e]+(/[\x21-\x7e]*)?$",
+        json_schema_extra=says("a URL of http or https without user and password, such as https://api.example.com/v1"),
+    ),
+]
+ModelName = Annotated[
+    str,
+    Field(
+        max_length=253,
+        pattern=r"^[a-z0-9][a-z0-9._-]*(/[\x21-\x2e\x30-\x7e]+)+$",
+        description="A provider's id and a model's name, such as anthropic/claude-sonnet-4-6.",
+        json_schema_extra=says(
+            "a provider's id and a model's name with a slash between, such as anthropic/claude-sonnet-4-6"
+        ),
+    ),
+]
+Sender = Annotated[
+    str,
+    Field(
+        max_length=128,
+        pattern=_NO_SPACE,
+        description="A sender's id in the messenger, such as 123456789 or +15550100; * is everybody.",
+        json_schema_extra=says('a sender\'s id without spaces, such as "123456789", "+15550100" or "*"'),
+    ),
+]
+BridgeName = Annotated[
+    str,
+    Field(
+        max_length=253,
+        pattern=_NO_SPACE,
+        json_schema_extra=says("plain characters without spaces"),
+    ),
+]
 
-    name: ObjectName = Field(description="The name of the Secret (secrets.roost.dev).")
+
+class SecretRef(Block):
+    """A key of a Secret."""
+
+    name: ObjectName = Field(
+        description="The name of the Secret. With kind Secret, one named NAME.AGENT after this Agent is taken before "
+        "it, and one of the operator's namespace that is offered to this one after it."
+    )
     key: SecretKey = Field(description="The key in it.")
+    kind: Literal["Secret", "CoreSecret"] = Field(
+        "Secret",
+        description="Secret: one of roost.dev (secrets.roost.dev). CoreSecret: one of Kubernetes itself, in this "
+        "namespace.",
+    )
+
+
+class ConfigMapRef(Block):
+    """A ConfigMap in the same namespace."""
+
+    name: ObjectName = Field(description="Its name.")
+
+
+class ConfigMapKeyRef(Block):
+    """A key of a ConfigMap in the same namespace."""
+
+    name: ObjectName = Field(description="The name of the ConfigMap.")
+    key: ConfigMapKey = Field(description="The key in it.")
 
 
 class EnvVar(Block):
@@ -411,7 +528,7 @@ class File(Block):
 
     path: str = Field(
         max_length=255,
-        pattern=f"^{_PART}(/{_PART})*$",
+        pattern=_PATH,
         description="Where, relative to volume.mountPath.",
         json_schema_extra=says(
             "a path of plain characters relative to volume.mountPath, without empty, . and .. parts, such as etc/a.conf"
@@ -440,12 +557,236 @@ class File(Block):
     )
 
 
+class Model(Block):
+    """The language model that the agent thinks with."""
+
+    default: ModelName = Field(description="The model that is used first.")
+    fallbacks: tuple[ModelName, ...] = Field(
+        (), max_length=16, description="The models that are tried in its place, in order."
+    )
+    thinking: str | None = Field(
+        None,
+        max_length=16,
+        pattern=f"^({'|'.join(_THINKING)})$",
+        description=f"How much it thinks before it answers: {', '.join(_THINKING)}; left out, as the runtime thinks "
+        "best.",
+        json_schema_extra=says(f"one of {', '.join(_THINKING)}"),
+    )
+
+
+class Provider(Block):
+    """Who serves models, and with which key."""
+
+    id: str = Field(
+        max_length=63,
+        pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$",
+        description="Its id, the first part of a model's name, such as anthropic.",
+        json_schema_extra=says("a provider's id: lower-case letters, digits, dots, dashes and underscores"),
+    )
+    api_key_from: SecretRef | None = Field(None, description="Its key from a Secret; left out, it needs none.")
+    base_url: Url | None = Field(None, description="Where it answers; left out, where the runtime knows it to be.")
+    api: str | None = Field(
+        None,
+        max_length=63,
+        pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$",
+        description="The protocol that it speaks, in the runtime's words, such as openai-completions.",
+        json_schema_extra=says("a protocol in the runtime's words, such as openai-completions or anthropic-messages"),
+    )
+
+    RULES = (
+        Rule(
+            "has(self.apiKeyFrom) || has(self.baseUrl)",
+            "provider {self.id} says nothing: give apiKeyFrom, baseUrl or both, or leave it out",
+        ),
+    )
+
+
+class DirectMessages(Block):
+    """Who may write to the agent in a messenger."""
+
+    dm_policy: Literal["Pairing", "Allowlist", "Open", "Disabled"] = Field(
+        "Pairing",
+        description="Who may write: Pairing, whoever has been approved after a first message; Allowlist, those of "
+        "allowFrom; Open, everybody, with * in allowFrom; Disabled, nobody.",
+    )
+    allow_from: tuple[Sender, ...] = Field(
+        (), max_length=128, description="Those who may write without pairing, by the messenger's ids; * is everybody."
+    )
+
+    # Both are OpenClaw's own; without them it would refuse its configuration and not start.
+    RULES = (
+        Rule(
+            "self.dmPolicy != 'Open' || self.allowFrom.exists(sender, sender == '*')",
+            'dmPolicy Open needs "*" in allowFrom, so that it is said twice that everybody may write: add it, or use '
+            "Pairing or Allowlist",
+            field="allowFrom",
+        ),
+        Rule(
+            "self.dmPolicy != 'Allowlist' || size(self.allowFrom) > 0",
+            "dmPolicy Allowlist with an empty allowFrom hears nobody: add those who may write, or use Pairing or "
+            "Disabled",
+            field="allowFrom",
+        ),
+    )
+
+
+class Bot(DirectMessages):
+    """A messenger with a bot."""
+
+    token_from: SecretRef = Field(description="The bot's token from a Secret. One bot belongs to one Agent.")
+
+
+class Slack(DirectMessages):
+    """Slack, over its socket mode."""
+
+    bot_token_from: SecretRef = Field(
+        description="The bot's token (xoxb-…) from a Secret. One bot belongs to one Agent."
+    )
+    app_token_from: SecretRef = Field(description="The app's token (xapp-…) from a Secret.")
+
+
+class Channels(Block):
+    """The messengers that the agent is reached by. One that is left out is off."""
+
+    telegram: Bot | None = Field(None, description="Telegram, with a bot.")
+    discord: Bot | None = Field(None, description="Discord, with a bot.")
+    slack: Slack | None = None
+    whatsapp: DirectMessages | None = Field(
+        None, description="WhatsApp; somebody links it with a phone once, so there is no token."
+    )
+
+
+class Soul(Block):
+    """Who the agent is to be, in words: SOUL.md in its workspace, always as it stands here."""
+
+    content: str | None = Field(None, max_length=65_536, description="The text as it stands; no secret belongs here.")
+    config_map_ref: ConfigMapKeyRef | None = Field(None, description="The text from a ConfigMap, in place of content.")
+
+    RULES = (
+        Rule(
+            "has(self.content) != has(self.configMapRef)",
+            "soul needs exactly one of content and configMapRef; for neither, leave soul out",
+        ),
+    )
+
+
+class WorkspaceFile(Block):
+    """A file of the agent's workspace, which it reads and may write."""
+
+    path: str = Field(
+        max_length=255,
+        pattern=_PATH,
+        description="Where, relative to the workspace.",
+        json_schema_extra=says(
+            "a path of plain characters relative to the workspace, without empty, . and .. parts, such as AGENTS.md"
+        ),
+    )
+    content: str | None = Field(None, max_length=65_536, description="The text as it stands; no secret belongs here.")
+    config_map_ref: ConfigMapKeyRef | None = Field(None, description="The text from a ConfigMap, in place of content.")
+    policy: Literal["Seed", "Overwrite"] = Field(
+        "Seed",
+        description="Seed: written when it is not there, and the agent's own from then on. Overwrite: always as it "
+        "stands here.",
+    )
+
+    RULES = (
+        Rule(
+            "has(self.content) != has(self.configMapRef)",
+            "workspace file {self.path} needs exactly one of content and configMapRef",
+        ),
+        Rule(
+            f"!self.path.matches('^({RESERVED_DIRECTORY.replace('.', '[.]')}|skills)(/|$)')",
+            f"path {{self.path}} lies in {RESERVED_DIRECTORY} or skills, which belong to the supervisor and to "
+            "the declared skills: choose another path",
+            field="path",
+        ),
+    )
+
+
+class Skill(Block):
+    """Instructions and programs that the agent may use, from a ConfigMap."""
+
+    name: str = Field(
+        max_length=128,
+        pattern=r"^[a-z0-9][a-z0-9_-]{1,127}$",
+        description="Its name, and that of its directory.",
+        json_schema_extra=says("a skill's name: two or more lower-case letters, digits, dashes and underscores"),
+    )
+    version: str = Field(
+        max_length=64,
+        pattern=_SEMVER,
+        description="Its version.",
+        json_schema_extra=says("a semantic version such as 1.2.0"),
+    )
+    config_map_ref: ConfigMapRef = Field(description="The ConfigMap with its files, SKILL.md among them.")
+    sha256: str | None = Field(
+        None,
+        max_length=64,
+        pattern=r"^[0-9a-f]{64}$",
+        description="The checksum that its files must have together; left out, they are whatever the ConfigMap holds.",
+        json_schema_extra=says("a SHA-256 checksum of 64 lower-case hex digits"),
+    )
+
+
+class Skills(Block):
+    """The agent's skills."""
+
+    policy: Literal["AllowlistOnly", "Merge"] = Field(
+        "AllowlistOnly",
+        description="What becomes of skills in the workspace that are not listed: AllowlistOnly, they are removed; "
+        "Merge, they stay.",
+    )
+    items: tuple[Skill, ...] = Field(
+        (), max_length=32, description="The skills that it is given.", json_schema_extra=keyed("name")
+    )
+
+
+class Bridge(Block):
+    """The agent bridge: what the agent calls to act in your own applications."""
+
+    enabled: bool = Field(False, description="Whether it is used; it then needs serviceId, serviceKeyFrom and a URL.")
+    base_url: Url | None = Field(None, description="Where it answers.")
+    service_id: BridgeName | None = Field(None, description="The id by which the agent calls it.")
+    app_key: BridgeName | None = Field(
+        None, description="The application that a call is for unless it names one; no secret belongs here."
+    )
+    service_key_from: SecretRef | None = Field(None, description="The key that goes with serviceId, from a Secret.")
+    base_url_map_from: SecretRef | None = Field(
+        None, description="A JSON map of applications to URLs from a Secret, beside baseUrl or in place of it."
+    )
+    linking_secret_from: SecretRef | None = Field(
+        None, description="The secret shared with the applications to link their users, from a Secret."
+    )
+
+    RULES = (
+        Rule(
+            "!self.enabled || (has(self.serviceId) && has(self.serviceKeyFrom))",
+            "bridge.enabled needs serviceId and serviceKeyFrom: give both, or leave enabled out",
+            field="enabled",
+        ),
+        Rule(
+            "!self.enabled || has(self.baseUrl) || has(self.baseUrlMapFrom)",
+            "bridge.enabled needs a URL to call: give baseUrl or baseUrlMapFrom, or leave enabled out",
+            field="enabled",
+        ),
+    )
+
+
 class Heartbeat(Block):
     """How often the agent reports, and how long its silence is borne."""
 
     interval_seconds: int = Field(30, ge=5, le=3600, description="Seconds from one report to the next.")
     missed_before_unhealthy: int = Field(
         4, ge=1, le=100, description="After so many intervals without a report the agent counts as unhealthy."
+    )
+
+
+class Telemetry(Block):
+    """How often the machine checks in with its figures, for dashboards."""
+
+    interval_seconds: int = Field(300, ge=30, le=86_400, description="Seconds from one check-in to the next.")
+    initial_delay_seconds: int = Field(
+        120, ge=0, le=86_400, description="Seconds from the supervisor's start to the first check-in."
     )
 
 
@@ -523,6 +864,14 @@ class AgentSpec(Block):
     machine: Machine = Machine()
     volume: Volume = Volume()
     runtime: Runtime
+    model: Model | None = None
+    providers: tuple[Provider, ...] = Field(
+        (),
+        max_length=32,
+        description="Those who serve models, with the key for each.",
+        json_schema_extra=keyed("id"),
+    )
+    channels: Channels = Channels()
     env: tuple[EnvVar, ...] = Field(
         (),
         max_length=256,
@@ -535,7 +884,17 @@ class AgentSpec(Block):
         description="Files on the volume, written before the runtime starts.",
         json_schema_extra=keyed("path"),
     )
+    soul: Soul | None = None
+    workspace: tuple[WorkspaceFile, ...] = Field(
+        (),
+        max_length=64,
+        description="Files of the agent's workspace.",
+        json_schema_extra=keyed("path"),
+    )
+    skills: Skills = Skills()
+    bridge: Bridge | None = None
     heartbeat: Heartbeat = Heartbeat()
+    telemetry: Telemetry = Telemetry()
     idle: Idle = Idle()
     recovery: Recovery = Recovery()
 
@@ -569,6 +928,11 @@ class AgentSpec(Block):
             "recovery.onUnhealthy Relocate does not go with placement.relocate Never: use RestartMachine, or let the "
             "agent move with OnCapacity or OnFailure",
             field="recovery.onUnhealthy",
+        ),
+        Rule(
+            "!has(self.soul) || !self.workspace.exists(file, file.path == 'SOUL.md')",
+            "workspace file SOUL.md is what soul says: leave it out, or leave soul out",
+            field="workspace",
         ),
     )
 
@@ -677,6 +1041,7 @@ class InsideStatus(Block):
         max_length=16,
         description="What in it does not work.",
     )
+    pending_pairings: int | None = Field(None, description="How many people wait to be approved in its messengers.")
 
 
 class SecretUse(Block):
@@ -727,7 +1092,7 @@ class AgentStatus(Block):
     agent: InsideStatus | None = None
     secrets: tuple[SecretUse, ...] | None = Field(
         None,
-        max_length=320,
+        max_length=384,
         description="The Secrets in use, with the version of each.",
         json_schema_extra=keyed("name"),
     )
@@ -772,6 +1137,7 @@ AGENT = Kind(
         ("roost.dev/reconcile-at", "Any new value has it looked at now; the status echoes it."),
         ("roost.dev/revoked", "Any value but false is the kill switch, like spec.revoked; a Fleet never undoes it."),
         ("roost.dev/wake", "Any new value wakes an agent that rests for idleness."),
+        ("roost.dev/drain", "Any value but false: the agent finishes what it has begun and takes on nothing new."),
         (
             "roost.dev/allow-data-loss",
             "The id of a lost volume: with volume.onLoss Recreate, an empty one may take its place.",

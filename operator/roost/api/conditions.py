@@ -36,6 +36,7 @@ class ConditionType(_Documented):
     RECONCILING = "Reconciling", "Something is moving towards what is declared; never together with Stalled."
     STALLED = "Stalled", "It can't go on until a person changes something; the message says what."
     DESTROY_STUCK = "DestroyStuck", "Deletion takes too long: the message says what is left at Fly and why."
+    ROTATING = "Rotating", "A staged rotation goes from Agent to Agent."
     PROGRESSING = "Progressing", "Members are being made, changed or removed."
 
 
@@ -56,7 +57,12 @@ FLEET_CONDITIONS = (
     ConditionType.RECONCILING,
     ConditionType.STALLED,
 )
-SECRET_CONDITIONS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
+SECRET_CONDITIONS = (
+    ConditionType.READY,
+    ConditionType.ROTATING,
+    ConditionType.RECONCILING,
+    ConditionType.STALLED,
+)
 
 
 class Reason(_Documented):
@@ -111,6 +117,27 @@ class Reason(_Documented):
         "The operator may not read a Secret; the message says which permission it lacks.",
     )
 
+    SECRET_KEY_INVALID = (
+        "SecretKeyInvalid",
+        "A key's value is not text, or not what spec.keys asks for; the message says which key, never the value.",
+    )
+    SECRET_NOT_OFFERED = (
+        "SecretNotOffered",
+        "A Secret of the name exists and its spec.availableTo leaves this Agent out.",
+    )
+    CONFIG_MAP_MISSING = "ConfigMapMissing", "A ConfigMap that is referred to does not exist, or lacks a key."
+    BOT_TOKEN_TAKEN = (
+        "BotTokenTaken",
+        "An older Agent has the same bot token: a bot answers to one, so this one does not get it.",
+    )
+    SECRET_OLD = "SecretOld", "The values are older than spec.rotation.maxAgeDays; they still serve."
+    SECRET_ROTATING = "SecretRotating", "The new values go from Agent to Agent; the message says where they are."
+    ROTATION_STOPPED = (
+        "RotationStopped",
+        "An Agent did not become Ready with the new values; the others keep the old ones until it does.",
+    )
+    SECRET_DELETED = "SecretDeleted", "A Secret was deleted while Agents use it; they keep what they have."
+
     # Volume.
     VOLUME_CREATING = "VolumeCreating", "The volume is being made."
     VOLUME_ATTACHED = "VolumeAttached", "The volume exists and is as declared."
@@ -152,6 +179,10 @@ class Reason(_Documented):
     CONFIG_CURRENT = "ConfigCurrent", "The agent runs the desired configuration."
     CONFIG_PENDING = "ConfigPending", "The agent has not taken up the desired configuration yet."
     CONFIG_FAILED = "ConfigFailed", "The agent could not apply the desired configuration."
+    LOW_MEMORY = (
+        "LowMemory",
+        "The machine has less memory than its runtime is known to need; the message says how much.",
+    )
     SPEC_INVALID = "SpecInvalid", "This version of the operator can't read the spec; the message names the field."
 
     # Fly says no.

@@ -28,7 +28,7 @@ _KEYWORDS = (
     *("type", "format", "description", "default", "nullable", "enum", "pattern", "minLength", "maxLength"),
     *("minimum", "maximum", "multipleOf", "minItems", "maxItems", "maxProperties"),
     *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-validations"),
-    *("required", "properties", "items", "additionalProperties"),
+    *("required", "properties", "items", "additionalProperties", "x-kubernetes-preserve-unknown-fields"),
 )
 
 
@@ -158,6 +158,9 @@ def _resolve(schema: Schema, defs: dict[str, Schema]) -> Schema:
     if here.pop("x-roost-stays-absent", False):
         here.pop("default", None)
         here["nullable"] = True
+    if here.get("additionalProperties") is True:  # a free-form object; else the API server would empty it
+        del here["additionalProperties"]
+        here["x-kubernetes-preserve-unknown-fields"] = True
     if "properties" in here:
         here["properties"] = {name: _resolve(field, defs) for name, field in here["properties"].items()}
     for inner in ("items", "additionalProperties"):

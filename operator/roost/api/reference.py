@@ -15,9 +15,16 @@ from roost.api.secret import SECRET
 
 _HEAD = "<!-- Generated from operator/roost/api by `make generate`; change the models, not this file. -->\n"
 _SAMPLES = {
-    "Agent": ("agent.yaml", "agent-secret.yaml", "agent-shared.yaml", "agent-idle.yaml"),
+    "Agent": (
+        "agent.yaml",
+        "agent-secret.yaml",
+        "agent-shared.yaml",
+        "agent-idle.yaml",
+        "agent-oidc.yaml",
+        "agent-openclaw.yaml",
+    ),
     "Fleet": ("fleet.yaml",),
-    "Secret": ("agent-secret.yaml",),
+    "Secret": ("agent-secret.yaml", "secret-rotation.yaml"),
 }
 _CONDITIONS = ((AGENT, AGENT_CONDITIONS), (FLEET, FLEET_CONDITIONS), (SECRET, SECRET_CONDITIONS))
 
@@ -123,6 +130,8 @@ def _type(field: Schema) -> str:
             return f"list of at most {field['maxItems']} {of}" + (f", each `{key[0]}` once" if key else "")
         case "object" if "properties" in field:
             return "block"
+        case "object" if "additionalProperties" not in field:
+            return f"free-form object of at most {field['maxProperties']} keys"
         case "object":
             return f"map of at most {field['maxProperties']} strings"
         case "string":

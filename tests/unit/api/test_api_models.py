@@ -51,8 +51,33 @@ def test_null_in_place_of_an_optional_block_leaves_it_out() -> None:
     assert read.restore_from == RestoreFrom(agent="ada")
 
 
+def test_null_in_a_free_form_config_counts_as_left_out_too() -> None:
+    """As `kubectl apply` does with it before anything is stored; lists keep theirs."""
+    config = {"gone": None, "kept": {"gone": None, "a": [None, {"gone": None}]}}
+    runtime = {"kind": "OpenClaw", "version": "2026.9.6", "config": config}
+    assert parse_agent_spec({"spec": {"runtime": runtime}}).runtime.config == {"kept": {"a": [None, {}]}}
+
+
+def test_what_an_agent_without_a_word_of_it_has() -> None:
+    spec = parse_agent_spec({"spec": {"runtime": RUNTIME}})
+    assert (spec.model, spec.soul, spec.bridge) == (None, None, None)
+    assert (spec.providers, spec.workspace, spec.skills.items, spec.runtime.config) == ((), (), (), {})
+    assert {getattr(spec.channels, name) for name in ("telegram", "discord", "slack", "whatsapp")} == {None}
+    assert (spec.identity.bootstrap, spec.runtime.rollback) == ("Token", True)
+    assert (spec.telemetry.interval_seconds, spec.telemetry.initial_delay_seconds) == (300, 120)
+
+
+def test_a_reference_is_to_a_secret_of_roost_unless_it_says_otherwise() -> None:
+    providers = [
+        {"id": "a", "apiKeyFrom": {"name": "s", "key": "k"}},
+        {"id": "b", "apiKeyFrom": {"name": "s", "key": "k", "kind": "CoreSecret"}},
+    ]
+    read = parse_agent_spec({"spec": {"runtime": RUNTIME, "providers": providers}}).providers
+    assert [p.api_key_from.kind for p in read if p.api_key_from] == ["Secret", "CoreSecret"]
+
+
 def test_fields_of_a_newer_version_are_ignored() -> None:
-    newer = {"runtime": RUNTIME | {"rollback": True}, "model": {"default": "m"}, "placement": {"spread": 5}}
+    newer = {"runtime": RUNTIME | {"sandbox": True}, "tools": {"default": "m"}, "placement": {"spread": 5}}
     assert parse_agent_spec({"spec": newer}) == parse_agent_spec({"spec": {"runtime": RUNTIME}})
 
 

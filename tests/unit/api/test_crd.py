@@ -35,7 +35,7 @@ NEVER = {
 }
 # An enum can't be null, whatever nullable says (in a status a merge patch removes it), and the scale subresource wants
 # a number.
-NEVER_NULL = {"Agent.status.phase", "Fleet.spec.replicas"}
+NEVER_NULL = {"Agent.status.phase", "Fleet.spec.replicas", "Secret.status.looked"}
 Schema = dict[str, Any]
 
 
@@ -119,6 +119,22 @@ def test_the_generated_files_are_those_in_the_checkout() -> None:
         assert (generate.CHECKOUT / path).read_text(encoding="utf-8") == text, f"{path} is old: run `make generate`"
 
 
+@pytest.mark.parametrize("message", generate.MESSAGES)
+def test_the_schemas_of_the_contract_are_whole(message: str) -> None:
+    schema = generate.schema(message)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    names = {f.alias or n for n, f in generate.MESSAGES[message].model_fields.items()}
+    assert schema["properties"].keys() == names
+    assert f"crds/contract/{message}.schema.json" in generate.files()
+
+
+def test_only_objects_lie_beside_the_kinds() -> None:
+    """`kubectl apply -f crds` would take a schema for one."""
+    beside = [Path(path) for path in generate.files() if Path(path).parent == Path("crds")]
+    assert all(path.suffix == ".yaml" for path in beside)
+    assert {path.suffix for path in (generate.CHECKOUT / "crds").iterdir()} == {".yaml", ""}
+
+
 def test_the_same_models_give_the_same_bytes(tmp_path: Path) -> None:
     for seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
@@ -153,6 +169,12 @@ def defaulted(value: Any, schema: Schema) -> Any:
         (KINDS[0], {"runtime": {"kind": "Command"}, "files": [{"path": "a", "content": ""}], "volume": {}}),
         (KINDS[0], {"runtime": {"kind": "Command"}, "machine": {}, "placement": {}, "idle": {}, "recovery": {}}),
         (KINDS[0], {"runtime": {"kind": "Command"}, "volume": {"restoreFrom": {"agent": "ada"}}}),
+        (KINDS[0], {"runtime": {"kind": "OpenClaw"}, "channels": {"whatsapp": {}}, "skills": {}, "bridge": {}}),
+        (
+            KINDS[0],
+            {"runtime": {"kind": "OpenClaw"}, "providers": [{"id": "a", "apiKeyFrom": {"name": "s", "key": "k"}}]},
+        ),
+        (KINDS[0], {"runtime": {"kind": "OpenClaw"}, "model": {"default": "a/b"}, "workspace": [{"path": "a"}]}),
         (KINDS[1], {"template": {"spec": {"runtime": {"kind": "Command", "command": ["sh"]}}}}),
         (KINDS[2], {"source": {"secretRef": {"name": "a"}}, "keys": [{"name": "b"}]}),
     ],
@@ -234,6 +256,21 @@ def test_a_marker_on_a_field_becomes_a_rule_on_its_block() -> None:
             "fieldPath": ".label",
         },
     ]
+
+
+def test_a_free_form_object_is_kept_and_its_keys_are_counted() -> None:
+    class Loose(Block):
+        """Loose."""
+
+        more: dict[str, Any] = Field({}, max_length=3, description="Anything.")
+
+    assert structural(Loose)["properties"]["more"] == {
+        "type": "object",
+        "description": "Anything.",
+        "default": {},
+        "maxProperties": 3,
+        "x-kubernetes-preserve-unknown-fields": True,
+    }
 
 
 def test_defaults_are_told_by_the_description() -> None:
