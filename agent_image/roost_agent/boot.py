@@ -8,16 +8,18 @@ because a PID 1 without a handler does not hear them at all. Whatever ends it, t
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from random import SystemRandom
+from typing import TypeVar
 
 import structlog
 
 from roost_agent import health, log
 from roost_agent.activity import Activity
 from roost_agent.backoff import Random
+from roost_agent.contract.bundle import RuntimeKind
 from roost_agent.contract.exits import Exit
 from roost_agent.contract.heartbeat import BootPhase
 from roost_agent.control import Control, Revoked
@@ -36,6 +38,7 @@ _PATIENCE_SECONDS = 10.0
 _PATIENCE_ATTEMPTS = 4
 """How long, and how often at most, the endpoint is asked before the last good bundle from the volume is used."""
 _LOOPBACK = "127.0.0.1"
+_T = TypeVar("_T")
 _log = structlog.get_logger()
 
 
@@ -83,7 +86,7 @@ class _Life:
         self._beating: asyncio.Task[None] | None = None
         self._ending: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._vitals = Vitals(settings, began=began, clock=clock)
-        self._volume = Volume(settings.data_dir, settings.token)
+        self._volume = Volume(settings.data_dir, lambda: endpoint.token)
         self._activity = Activity(settings.data_dir, settings.bind_address, _wall)
         self._reaper = Reaper()
         self._supervisor = Supervisor(
@@ -99,7 +102,7 @@ class _Life:
             settings,
             endpoint,
             self._volume,
-            CommandRuntime(),
+            {RuntimeKind.COMMAND: CommandRuntime()},
             self._supervisor,
             self._vitals,
             end=self._end,
@@ -142,12 +145,13 @@ class _Life:
             if (bundle := fetched.bundle) is None:
                 raise Revoked("revoked")
         structlog.contextvars.bind_contextvars(agent=f"{bundle.agent.namespace}/{bundle.agent.name}")
+        runs = self._control.runs(bundle)
         with self._step(BootPhase.INSTALL):
-            installed = await self._control.install(bundle)
+            installed = runs and await self._control.install(bundle)
         with self._step(BootPhase.CONFIGURE):
-            whole = await self._control.configure(bundle, fetched.raw) and installed
+            whole = runs and await self._control.configure(bundle, fetched.raw) and installed
         with self._step(BootPhase.START):
-            launch = await self._control.first(bundle, whole=whole, fresh=fresh)
+            launch = await self._control.first(bundle, whole=whole, fresh=fresh) if runs else None
             self._running = self._begin(self._supervisor.run(launch))
         with self._step(BootPhase.HEARTBEAT):
             if not fresh:
@@ -175,12 +179,17 @@ class _Life:
     async def _first_bundle(self) -> tuple[Fetched, bool]:
         """The bundle to start with, and whether it is the endpoint's.
 
-        Without a last good copy the endpoint is asked for ever: there is nothing else that could run.
+        Without a last good copy the endpoint is asked for ever: there is nothing else that could run. With one, a
+        bundle that this image can't run changes nothing.
         """
+        await self._until("token", self._endpoint.prove)  # without one, nothing could be unsealed
         kept = await self._last_good()
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS if kept else None):
-                return await self._fetched(_PATIENCE_ATTEMPTS if kept else None), True
+                fetched = await self._fetched(_PATIENCE_ATTEMPTS if kept else None)
+            if kept is not None and fetched.bundle is not None and not self._control.runs(fetched.bundle):
+                return kept, False
+            return fetched, True
         except (TimeoutError, CallFailed) as error:
             assert kept is not None, "only with a copy in hand does the asking end"
             why = str(error) or "no answer in time"
@@ -189,22 +198,25 @@ class _Life:
             return kept, False
 
     async def _fetched(self, attempts: int | None) -> Fetched:
+        """The bundle, when there is one; the last of so many failures is raised."""
+        fetched = await self._until("bundle", self._endpoint.bundle, attempts)
+        assert fetched is not None, "an unconditional GET is never answered with 304"
+        return fetched
+
+    async def _until(self, what: str, call: Callable[[], Awaitable[_T]], attempts: int | None = None) -> _T:
         """Asks until there is an answer, backing off; the last of so many failures is raised."""
         failed, mood = 0, None
         while True:
             try:
-                fetched = await self._endpoint.bundle()
+                return await call()
             except CallFailed as error:
                 failed += 1
                 if type(error) is not mood:
                     mood = type(error)
-                    _log.warning("no bundle yet", why=str(error))
+                    _log.warning(f"no {what} yet", why=str(error))
                 if failed == attempts:
                     raise
                 await asyncio.sleep(pause(error, failed, self._random))
-            else:
-                assert fetched is not None, "an unconditional GET is never answered with 304"
-                return fetched
 
     async def _last_good(self) -> Fetched | None:
         raw = await asyncio.to_thread(self._volume.last_good)

@@ -1,17 +1,18 @@
 """Makes the machine be as its bundle says, and carries out commands: one at a time, each once.
 
 A configuration is applied in full or not at all. The runtime is started anew only when something that its process
-depends on has changed. When something fails, what ran before keeps running, the heartbeat says what is wrong, and the
-same command is not tried again sooner than 30 s.
+depends on has changed. When something fails, or the configuration is of a kind of runtime that this image has no
+binding for, what ran before keeps running, the heartbeat says what is wrong, and the same command is not tried again
+sooner than 30 s.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
 from roost_agent.backoff import Random
-from roost_agent.contract.bundle import ConfigBundle
+from roost_agent.contract.bundle import ConfigBundle, RuntimeKind
 from roost_agent.contract.heartbeat import Command, CommandType
 from roost_agent.endpoint import CallFailed, Ended, Endpoint, Fetched, pause
 from roost_agent.runtime import Launch, RuntimeBinding
@@ -23,6 +24,7 @@ from roost_agent.volume import Volume
 __all__ = ["Control", "Revoked"]
 
 _AGAIN_SECONDS = 30.0
+_KNOWN = frozenset({CommandType.STOP, CommandType.RESTART, CommandType.UPDATE_CONFIG, CommandType.DRAIN})
 _log = structlog.get_logger()
 
 
@@ -34,6 +36,7 @@ class Control:
     """Holds the configuration in force.
 
     Args:
+        bindings: The kinds of runtime that this image can run.
         end: Called when a command asks the supervisor to stop.
         clock: A monotonic clock, in seconds.
         random: Numbers from 0 up to 1, for the jitter.
@@ -44,7 +47,7 @@ class Control:
         settings: Settings,
         endpoint: Endpoint,
         volume: Volume,
-        binding: RuntimeBinding,
+        bindings: Mapping[RuntimeKind, RuntimeBinding],
         supervisor: Supervisor,
         vitals: Vitals,
         *,
@@ -55,7 +58,7 @@ class Control:
         self._settings = settings
         self._endpoint = endpoint
         self._volume = volume
-        self._binding = binding
+        self._bindings = bindings
         self._supervisor = supervisor
         self._vitals = vitals
         self._end = end
@@ -64,8 +67,12 @@ class Control:
         self._launch: Launch | None = None
         self._inputs: bytes | None = None
         """What the process was started with; None while it lacks something that it should have."""
-        self._commands: asyncio.Queue[Command] = asyncio.Queue()
+        self._refused = False
+        """The last bundle that was fetched could not be applied."""
+        self._commands: asyncio.Queue[Command | None] = asyncio.Queue()
+        """None: fetch the bundle unasked."""
         self._pending: set[str] = set()
+        self._unknown: set[str] = set()
         self._carried: dict[CommandType, tuple[str, float, object]] = {}
         self._failures = 0
         self._fetch_at: float | None = None
@@ -73,10 +80,20 @@ class Control:
 
     # --- the boot's steps
 
+    def runs(self, bundle: ConfigBundle) -> bool:
+        """Whether this image can run the bundle's kind of runtime; when it can't, the heartbeat says so."""
+        kind = _kind(bundle)
+        what = "a newer runtime.kind" if kind is RuntimeKind.UNKNOWN else f"runtime.kind {kind}"
+        lacking = f"this image can't run {what}: set machine.image to one that can, or runtime.kind to Command"
+        why = None if kind in self._bindings else lacking
+        if self._vitals.trouble("runtime", why) and why:
+            _log.warning("degraded", topic="runtime", why=why)
+        return why is None
+
     async def install(self, bundle: ConfigBundle) -> bool:
         """Brings the runtime's version to the machine; False, and said in the heartbeat, when it can't be had."""
         try:
-            await self._binding.install(bundle)
+            await self._bindings[_kind(bundle)].install(bundle)
         except OSError as error:
             return self._trouble("install", error)
         self._vitals.trouble("install", None)
@@ -85,7 +102,7 @@ class Control:
     async def configure(self, bundle: ConfigBundle, raw: bytes) -> bool:
         """Puts the files in place and keeps the bundle; False, and all as before, when a file can't be written."""
         try:
-            await asyncio.to_thread(self._volume.put, self._binding.files(bundle))
+            await asyncio.to_thread(self._volume.put, self._bindings[_kind(bundle)].files(bundle))
         except OSError as error:
             return self._trouble("configure", error)
         self._vitals.trouble("configure", None)
@@ -96,7 +113,7 @@ class Control:
         """What to start at boot.
 
         Args:
-            bundle: The first bundle.
+            bundle: The first bundle that this image can run.
             whole: It was installed and configured without trouble.
             fresh: It came from the endpoint, not from the volume: then a restart asked for before is in effect.
         """
@@ -118,11 +135,16 @@ class Control:
         for command in sorted(commands, key=lambda c: c.type is not CommandType.UPDATE_CONFIG):
             if command.type is CommandType.STOP:
                 self._end(Ended(f"asked by {command.id}"))
-            elif command.type is CommandType.UNKNOWN:
-                self._not_known(command)
-            elif command.id not in self._pending and self._due(command):
+            elif command.type in _KNOWN and command.id not in self._pending and self._due(command):
                 self._pending.add(command.id)
                 self._commands.put_nowait(command)
+        unknown = {command.id for command in commands if command.type not in _KNOWN}
+        for each in sorted(unknown - self._unknown):
+            _log.warning("command not known to this version", id=each)
+        self._unknown = unknown or self._unknown  # they come again and again, and are told once
+        asked = any(command.type is CommandType.UPDATE_CONFIG for command in commands)
+        if self._refused and not asked and self._fetch_at is None and self._commands.empty():
+            self._commands.put_nowait(None)  # what could not be applied is wanted no more: so it is wrong no more
 
     async def run(self) -> None:
         """Carries out what was offered, for ever.
@@ -135,20 +157,18 @@ class Control:
                 await self._update()
                 continue
             _log.info("command", id=command.id, type=command.type)
-            if command.type is CommandType.UPDATE_CONFIG:
-                done = await self._update()
-            else:
-                done = await self._restart(command)
+            match command.type:
+                case CommandType.UPDATE_CONFIG:
+                    done = await self._update()
+                case CommandType.RESTART:
+                    done = await self._restart(command)
+                case _:
+                    done = self._vitals.drain(command.id)
             self._carried[command.type] = (command.id, self._clock(), self._effects())
             self._pending.discard(command.id)
             if done:
                 self._vitals.last_command = command.id
                 self._vitals.changed()
-
-    def _not_known(self, command: Command) -> None:
-        if self._carried.get(command.type, ("",))[0] != command.id:
-            _log.warning("command not known to this version", id=command.id)
-        self._carried[command.type] = (command.id, self._clock(), None)
 
     def _due(self, command: Command) -> bool:
         """False when it is in effect or on its way already, or has just been tried in vain."""
@@ -156,6 +176,8 @@ class Control:
         if command.type is CommandType.RESTART:
             done = command.restarted_at is not None and command.restarted_at == self._vitals.restarted_at
             return not done and command.id != last
+        if command.type is CommandType.DRAIN:
+            return command.id != self._vitals.last_command
         if self._fetch_at is not None:
             return False  # the next fetch is set already, as late as the endpoint asked for
         return command.id != last or effects != self._effects() or self._clock() - at >= _AGAIN_SECONDS
@@ -175,7 +197,8 @@ class Control:
     async def _restart(self, command: Command) -> bool:
         if command.restarted_at is not None and command.restarted_at == self._vitals.restarted_at:
             return True  # an update before it in the queue brought it about
-        assert self._launch is not None, "commands are heard only after the first start"
+        if self._launch is None:
+            return False  # there is nothing to run yet, and why has been said
         await self._supervisor.restart(self._launch)
         if command.restarted_at is not None:
             self._vitals.restarted_at = command.restarted_at
@@ -185,7 +208,7 @@ class Control:
     async def _update(self) -> bool:
         """Fetches the bundle and applies it if it is another. A fetch that fails is tried again, backing off."""
         try:
-            fetched = await self._endpoint.bundle(self._vitals.revision)
+            fetched = await self._endpoint.bundle(None if self._refused else self._vitals.revision)
         except CallFailed as error:
             self._failures += 1
             self._fetch_at = self._clock() + pause(error, self._failures, self._random)
@@ -197,7 +220,9 @@ class Control:
     async def _apply(self, fetched: Fetched) -> bool:
         if (bundle := fetched.bundle) is None:
             raise Revoked("revoked")
-        if not (await self.install(bundle) and await self.configure(bundle, fetched.raw)):
+        whole = self.runs(bundle) and await self.install(bundle) and await self.configure(bundle, fetched.raw)
+        self._refused = not whole
+        if not whole:
             return False
         restart = bundle.runtime_inputs() != self._inputs
         _log.info("bundle applied", revision=bundle.revision, generation=bundle.generation, restart=restart)
@@ -210,7 +235,7 @@ class Control:
 
     def _to_be_run(self, bundle: ConfigBundle, *, whole: bool) -> Launch:
         self._inputs = bundle.runtime_inputs() if whole else None
-        self._launch = self._binding.launch(bundle, self._settings.base_env, self._settings.data_dir)
+        self._launch = self._bindings[_kind(bundle)].launch(bundle, self._settings.base_env, self._settings.data_dir)
         return self._launch
 
     def _in_effect(self, bundle: ConfigBundle, *, started: bool, whole: bool = True) -> None:
@@ -242,3 +267,8 @@ class Control:
         if self._vitals.trouble(topic, why):
             _log.warning("degraded", topic=topic, why=why)
         return False
+
+
+def _kind(bundle: ConfigBundle) -> RuntimeKind:
+    assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
+    return bundle.runtime.kind

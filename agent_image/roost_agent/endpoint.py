@@ -1,4 +1,4 @@
-"""The supervisor's two calls to the operator, and what their answers mean. It never retries by itself.
+"""The supervisor's calls to the operator, and what their answers mean.
 
     CallFailed                 the call may be made again later
     ├── Unreachable            no answer, or one that makes no sense: soon, backing off
@@ -8,9 +8,13 @@
     Ended                      the machine's work is over; not a failure
     └── Superseded             409: another machine is the agent's now
 
+A call that failed is not made again here, with one exception: a machine that proves itself with Fly's token has its own
+for that, and when that one is refused, as after a rotation, it asks for another and calls once more.
+
 Redirects are not followed: the token goes to the configured address and nowhere else.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,10 +25,12 @@ import aiohttp
 from pydantic import ValidationError
 
 from roost_agent.backoff import CALLS, REFUSED, Random
+from roost_agent.contract.bootstrap import TokenAnswer
 from roost_agent.contract.bundle import ConfigBundle
 from roost_agent.contract.heartbeat import Heartbeat, HeartbeatAnswer
-from roost_agent.contract.paths import MACHINE_ID_HEADER, TOKEN_HEADER, bundle_path, heartbeat_path
+from roost_agent.contract.paths import MACHINE_ID_HEADER, TOKEN_HEADER, bundle_path, heartbeat_path, token_path
 from roost_agent.contract.wire import refused
+from roost_agent.proof import NoProof, fly_token
 from roost_agent.settings import Settings
 
 __all__ = [
@@ -95,12 +101,19 @@ def pause(error: CallFailed, attempt: int, random: Random) -> float:
 
 
 class Endpoint:
-    """The operator's endpoint as this machine calls it. An async context manager that owns the connections."""
+    """The operator's endpoint as this machine calls it. An async context manager that owns the connections.
+
+    `token` is the one of the settings, or the last that was had for Fly's; None before the first.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._bundle_url = settings.endpoint + bundle_path(settings.did)
         self._heartbeat_url = settings.endpoint + heartbeat_path(settings.did)
-        self._headers = {TOKEN_HEADER: settings.token, MACHINE_ID_HEADER: settings.machine_id}
+        self._token_url = settings.endpoint + token_path(settings.did)
+        self._settings = settings
+        self.token = settings.token
+        self._refused: str | None = None
+        self._proving = asyncio.Lock()
         self._tls = settings.tls or True
         self._session = self._fresh()
 
@@ -128,7 +141,11 @@ class Endpoint:
         """
         conditional = {"If-None-Match": f'"{applied}"'} if applied else {}
         status, body = await self._call("GET", self._bundle_url, headers=conditional)
-        return None if status == 304 else understood(body)
+        if status != 304:
+            return understood(body)
+        if applied is None:
+            raise Unreachable("unexpected answer 304")
+        return None
 
     async def beat(self, heartbeat: Heartbeat, wait: int) -> HeartbeatAnswer:
         """Posts a heartbeat; the answer may be held open for `wait` seconds.
@@ -145,6 +162,28 @@ class Endpoint:
         except ValidationError as error:
             raise Unreachable(f"the answer to the heartbeat makes no sense ({refused(error)})") from None
 
+    async def prove(self) -> None:
+        """Has a token in hand that was not refused, if need be for the one that Fly makes of this machine.
+
+        Raises:
+            CallFailed, Superseded
+        """
+        async with self._proving:
+            if self.token in (None, self._refused):
+                self.token = await self._exchanged()
+                self._refused = None
+
+    async def _exchanged(self) -> str:
+        try:
+            proof = await fly_token(self._settings.api_socket, self._settings.endpoint)
+        except NoProof as error:
+            raise Unreachable(str(error)) from None
+        _, answer = await self._send("POST", self._token_url, headers={"Authorization": f"Bearer {proof}"})
+        try:
+            return TokenAnswer.read(answer).token
+        except ValidationError as error:
+            raise Unreachable(f"the answer to the proof makes no sense ({refused(error)})") from None
+
     async def _call(
         self,
         method: str,
@@ -154,10 +193,39 @@ class Endpoint:
         body: bytes | None = None,
         seconds: float = _ANSWER_SECONDS,
     ) -> tuple[int, bytes]:
+        await self.prove()
+        token = self.token
+        assert token is not None
+        try:
+            return await self._send(method, url, headers={TOKEN_HEADER: token, **headers}, body=body, seconds=seconds)
+        except NotAllowed:
+            if (another := await self._another(token)) is None:
+                raise
+        return await self._send(method, url, headers={TOKEN_HEADER: another, **headers}, body=body, seconds=seconds)
+
+    async def _another(self, refused: str) -> str | None:
+        """A token that is not the one that was refused; None when there is no other."""
+        if self._settings.token is not None:
+            return None
+        if self.token == refused:
+            self._refused = refused
+        await self.prove()
+        return None if self.token == refused else self.token
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        seconds: float = _ANSWER_SECONDS,
+    ) -> tuple[int, bytes]:
         timeout = aiohttp.ClientTimeout(total=seconds, connect=_CONNECT_SECONDS)
+        named = {MACHINE_ID_HEADER: self._settings.machine_id, **headers}
         try:
             async with self._session.request(
-                method, url, data=body, headers={**self._headers, **headers}, timeout=timeout, allow_redirects=False
+                method, url, data=body, headers=named, timeout=timeout, allow_redirects=False
             ) as answer:
                 raise_for(answer.status, answer.headers.get("Retry-After"))
                 return answer.status, await answer.read()
@@ -199,5 +267,5 @@ def understood(raw: bytes) -> Fetched:
         return Fetched(raw, ConfigBundle.read(raw))
     except ValidationError as error:
         raise Unreachable(f"the bundle makes no sense ({refused(error)})") from None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise Unreachable("the bundle is no JSON object") from None

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from roost_agent.contract.bootstrap import BOOTSTRAP_ENV
 from roost_agent.contract.paths import ACTIVITY_FILE, DATA_DIRECTORY, PORTS
+from roost_agent.proof import SOCKET
 
 __all__ = ["TOKEN_VARIABLE", "BadEnvironment", "Settings", "read"]
 
@@ -35,7 +37,10 @@ class Settings:
 
     did: str
     endpoint: str
-    token: str = field(repr=False)
+    token: str | None = field(repr=False)
+    """None when the machine proves itself with the token that Fly makes of it, and is given its own for that."""
+    api_socket: Path
+    """Where Fly answers calls from inside the machine."""
     machine_id: str
     machine_version: str | None
     """Fly's id of the machine's configuration."""
@@ -64,7 +69,8 @@ def read(environ: Mapping[str, str]) -> Settings:
     return Settings(
         did=_matching(environ, "AGENT_DID", _DID, "the agent's did:key (did:key:z…), which the operator sets"),
         endpoint=_endpoint(_required(environ, "AGENTSHIELD_API_URL", "the public URL of the operator's endpoint")),
-        token=_matching(environ, TOKEN_VARIABLE, _TOKEN, "the agent's heartbeat token, an app secret of Fly"),
+        token=_token(environ),
+        api_socket=Path(environ.get("FLY_API_SOCKET") or SOCKET),
         machine_id=_fly_id(environ, "FLY_MACHINE_ID") or socket.gethostname(),
         machine_version=_fly_id(environ, "FLY_MACHINE_VERSION"),
         data_dir=data_dir,
@@ -88,6 +94,18 @@ def _matching(environ: Mapping[str, str], name: str, pattern: re.Pattern[str], w
     if not pattern.fullmatch(value):
         raise BadEnvironment(f"{name} does not look right: set it to {what}.")
     return value
+
+
+def _token(environ: Mapping[str, str]) -> str | None:
+    """The token that the machine was given; one that is there and not asked for does not count."""
+    match environ.get(BOOTSTRAP_ENV) or "Token":
+        case "Token":
+            what = f"the agent's heartbeat token, an app secret of Fly, or {BOOTSTRAP_ENV} to FlyOidc"
+            return _matching(environ, TOKEN_VARIABLE, _TOKEN, what)
+        case "FlyOidc":
+            return None
+        case other:
+            raise BadEnvironment(f"{BOOTSTRAP_ENV} is {other!r}: set it to Token or FlyOidc, or leave it out.")
 
 
 def _number(environ: Mapping[str, str], name: str, default: int, *, least: int, most: int) -> float:

@@ -74,13 +74,16 @@ class Supervisor:
     def ready(self) -> bool:
         return self._ready
 
-    async def run(self, launch: Launch) -> None:
-        """Keeps it alive until `stop`; to be run once, as a task that is not cancelled."""
+    async def run(self, launch: Launch | None) -> None:
+        """Keeps it alive until `stop`; to be run once, as a task that is not cancelled. None: `restart` brings it."""
         self._wanted, died = launch, 0
         # From the machine's own address, so that a look is never taken for somebody's visit.
         connector = aiohttp.TCPConnector(local_addr=(self._address, 0))
         async with aiohttp.ClientSession(connector=connector, timeout=readiness.TIMEOUT) as web:
-            while self._wanted is not None and not self._stopped:
+            while not self._stopped:
+                if self._wanted is None:
+                    await self._turn.wait()
+                    continue
                 self._turn.clear()
                 healthy = await self._live(self._wanted, web)
                 if healthy is None:

@@ -27,6 +27,8 @@ __all__ = ["RuntimeSight", "Vitals"]
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MOST_TROUBLES = 16
+_DRAIN_SECONDS = 600.0
+"""For how long at most a runtime is waited for that was asked to finish."""
 
 
 class RuntimeSight(Protocol):
@@ -58,6 +60,8 @@ class Vitals:
         self.last_command: str | None = None
         self.runtime: RuntimeSight | None = None
         self.activity = Signs()
+        self._drain = ("", float("-inf"))
+        """The last command to drain, and until when its effect lasts at most, by the clock."""
         self._troubles: dict[str, str] = {}
         self._settings = settings
         self._began = began
@@ -79,6 +83,12 @@ class Vitals:
         self.changed()
         return True
 
+    def drain(self, command: str) -> bool:
+        """From now on the status says draining while there is something to finish; a repetition puts off no end."""
+        if command != self._drain[0]:
+            self._drain = (command, self._clock() + _DRAIN_SECONDS)
+        return True
+
     @property
     def ready(self) -> bool:
         return self.runtime is not None and self.runtime.ready and not self.stopping
@@ -88,7 +98,10 @@ class Vitals:
         """The whole in one word, the worst first."""
         if self.stopping:
             return Status.STOPPING
-        if self._troubles or (self.runtime and self.runtime.state.state is ProcessState.CRASHED):
+        crashed = self.runtime is not None and self.runtime.state.state is ProcessState.CRASHED
+        if self.activity.active_sessions and not crashed and self._clock() < self._drain[1]:
+            return Status.DRAINING
+        if self._troubles or crashed:
             return Status.DEGRADED
         return Status.RUNNING if self.ready else Status.STARTING
 

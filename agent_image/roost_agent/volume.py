@@ -4,7 +4,7 @@ In the corner are the last good bundle, sealed, and a short memory without secre
 and which `restartedAt` is in effect. All of it may be lost or spoilt without harm; nothing here is trusted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import structlog
@@ -33,9 +33,12 @@ class _Memory(Wire):
 
 
 class Volume:
-    """Every method blocks on the disk; call it from a thread. All raise OSError where nothing else is said."""
+    """Every method blocks on the disk; call it from a thread. All raise OSError where nothing else is said.
 
-    def __init__(self, root: Path, token: str) -> None:
+    `token` gives the agent's token, None while there is none.
+    """
+
+    def __init__(self, root: Path, token: Callable[[], str | None]) -> None:
         self._tree = Tree(root)
         self._token = token
 
@@ -64,12 +67,16 @@ class Volume:
 
     def keep(self, bundle: bytes) -> None:
         """Keeps this bundle, sealed, as the one to start with while the endpoint is away."""
-        self._tree.write(_SEALED, seal(self._token, bundle))
+        token = self._token()
+        assert token is not None, "no bundle is fetched without a token"
+        self._tree.write(_SEALED, seal(token, bundle))
 
     def last_good(self) -> bytes | None:
-        """The bundle that was kept; None when there is none, or none that this token opens. Never raises."""
+        """The bundle that was kept; None when there is none, or none that the token opens. Never raises."""
+        if (token := self._token()) is None:
+            return None
         try:
-            return unseal(self._token, self._tree.read(_SEALED))
+            return unseal(token, self._tree.read(_SEALED))
         except FileNotFoundError:
             return None
         except (OSError, BadSeal) as error:

@@ -13,7 +13,14 @@ from typing import Any
 
 from aiohttp import web
 
-from roost_agent.contract import BUNDLE_ROUTES, HEARTBEAT_ROUTES, MACHINE_ID_HEADER, TOKEN_HEADER, revision
+from roost_agent.contract import (
+    BUNDLE_ROUTES,
+    HEARTBEAT_ROUTES,
+    MACHINE_ID_HEADER,
+    TOKEN_HEADER,
+    TOKEN_ROUTE,
+    revision,
+)
 
 DID = "did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK"
 TOKEN = "token-of-the-agent-HsZ0Yx3V"
@@ -65,6 +72,10 @@ class OperatorDouble:
         self.bundle_answer: Answer | None = None
         self.beat_answer: Answer | None = None
         self.holds = True
+        self.token = TOKEN
+        self.token_answer: Answer | None = None
+        self.proofs: list[dict[str, str]] = []
+        """The headers of the calls for a token."""
         self.stop_cause: str | None = None
         self.next_seconds = 30
         self.beats: list[Beat] = []
@@ -89,6 +100,7 @@ class OperatorDouble:
         application = web.Application()
         application.router.add_get(BUNDLE_ROUTES[0], self._bundle)
         application.router.add_post(HEARTBEAT_ROUTES[0], self._heartbeat)
+        application.router.add_post(TOKEN_ROUTE, self._exchange)
         self._runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port, ssl_context=tls)
@@ -122,9 +134,15 @@ class OperatorDouble:
             commands.append({"id": f"restart:{wanted}", "type": "restart", "reason": "", "restartedAt": wanted})
         return commands
 
+    async def _exchange(self, request: web.Request) -> web.Response:
+        self.proofs.append(dict(request.headers))
+        if self.token_answer is not None:
+            return self.token_answer()
+        return web.json_response({"token": self.token, "epoch": 0}, headers={"Cache-Control": "no-store"})
+
     async def _bundle(self, request: web.Request) -> web.Response:
         self.bundle_calls.append((time.monotonic(), dict(request.headers)))
-        if request.headers.get(TOKEN_HEADER) != TOKEN or request.match_info["did"] != DID:
+        if request.headers.get(TOKEN_HEADER) != self.token or request.match_info["did"] != DID:
             return refuse(403)()
         if self.bundle_answer is not None:
             return self.bundle_answer()
@@ -147,7 +165,10 @@ class OperatorDouble:
             self.open -= 1
 
     async def _answer(self, request: web.Request, body: dict[str, Any], wait: int) -> web.Response:
-        if request.headers.get(TOKEN_HEADER) != TOKEN or request.headers.get(MACHINE_ID_HEADER) != body["machineId"]:
+        if (
+            request.headers.get(TOKEN_HEADER) != self.token
+            or request.headers.get(MACHINE_ID_HEADER) != body["machineId"]
+        ):
             return refuse(403)()
         until = time.monotonic() + wait
         while not (commands := self.due(body)) and self.beat_answer is None and self.holds:

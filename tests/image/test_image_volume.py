@@ -85,7 +85,7 @@ def test_a_link_is_not_read(root: Path) -> None:
 
 
 def test_all_the_files_or_none(root: Path) -> None:
-    volume = Volume(root, TOKEN)
+    volume = Volume(root, lambda: TOKEN)
     volume.put([BundleFile(path="a", content="1"), BundleFile(path="c/d", content="1")])
     (root / "b").mkdir()
     with pytest.raises(IsADirectoryError, match="b is a directory"):
@@ -98,7 +98,7 @@ def test_all_the_files_or_none(root: Path) -> None:
 
 
 def test_what_is_already_so_is_not_written_again(root: Path) -> None:
-    volume = Volume(root, TOKEN)
+    volume = Volume(root, lambda: TOKEN)
     file = BundleFile(path="a", mode="0640", content="1")
     volume.put([file])
     before = (root / "a").stat()
@@ -129,7 +129,7 @@ def test_nothing_is_removed_that_a_spoilt_memory_names(root: Path) -> None:
         "\0" * 99,
     ):
         (root / ".roost/memory.json").write_text(spoilt)
-        volume = Volume(root, TOKEN)
+        volume = Volume(root, lambda: TOKEN)
         volume.keep(b"kept")
         volume.put([])
         assert volume.last_good() == b"kept"
@@ -137,14 +137,14 @@ def test_nothing_is_removed_that_a_spoilt_memory_names(root: Path) -> None:
 
 
 def test_the_kept_bundle_opens_only_with_its_token(root: Path) -> None:
-    volume = Volume(root, TOKEN)
+    volume = Volume(root, lambda: TOKEN)
     assert volume.last_good() is None
     volume.keep(b'{"secretEnv": {"KEY": "s3cret"}}')
     sealed = root / ".roost/bundle.sealed"
     assert b"s3cret" not in sealed.read_bytes()
     assert stat.S_IMODE(sealed.stat().st_mode) == 0o600
     assert volume.last_good() == b'{"secretEnv": {"KEY": "s3cret"}}'
-    assert Volume(root, "another").last_good() is None
+    assert Volume(root, lambda: "another").last_good() is None
     sealed.write_bytes(sealed.read_bytes()[:-1])
     assert volume.last_good() is None
     volume.forget()
@@ -153,7 +153,7 @@ def test_the_kept_bundle_opens_only_with_its_token(root: Path) -> None:
 
 
 def test_a_file_that_could_not_be_removed_is_not_forgotten(root: Path) -> None:
-    volume = Volume(root, TOKEN)
+    volume = Volume(root, lambda: TOKEN)
     volume.put([BundleFile(path="d/a", content="1")])
     (root / "d").rename(root / "moved")
     (root / "d").symlink_to("moved")
@@ -166,10 +166,10 @@ def test_a_file_that_could_not_be_removed_is_not_forgotten(root: Path) -> None:
 
 
 def test_a_restart_is_remembered_beside_the_files(root: Path) -> None:
-    volume = Volume(root, TOKEN)
+    volume = Volume(root, lambda: TOKEN)
     assert volume.restarted_at is None
     volume.put([BundleFile(path="a", content="1")])
     volume.remember_restart("2026-11-21T10:00:00Z")
     volume.put([])
-    assert Volume(root, TOKEN).restarted_at == "2026-11-21T10:00:00Z"
+    assert Volume(root, lambda: TOKEN).restarted_at == "2026-11-21T10:00:00Z"
     assert not (root / "a").exists()

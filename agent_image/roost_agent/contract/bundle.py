@@ -47,8 +47,11 @@ __all__ = [
 
 API_VERSION: Final = "roost.dev/v1alpha1"
 
-VOLATILE = ("revision", "generation", "runtime.restartedAt")
-"""Fields that do not count for the revision: they say when and for what, not what the agent is to be."""
+VOLATILE = ("revision", "generation", "runtime.restartedAt", f"secretEnv.{GATEWAY_TOKEN_ENV}")
+"""Fields that do not count for the revision: they say when and for what, not what the agent is to be.
+
+The gateway token is the machine's, and comes with its own token: another one is no news of the agent.
+"""
 
 
 def _inside(path: str) -> str:
@@ -178,11 +181,15 @@ class BundleChannels(Wire):
 
 
 class BundleGateway(Wire):
-    """Where the runtime listens behind the supervisor's own port, and the variable of `secretEnv` that opens it."""
+    """Where the runtime listens behind the supervisor's own port, and the variable of `secretEnv` that opens it.
+
+    `token_epoch` moves when that token changes while the machine stays as it is.
+    """
 
     port: Annotated[int, Field(ge=1, le=65535)] = 3001
     bind: Text = "loopback"
     token_env: Variable = GATEWAY_TOKEN_ENV
+    token_epoch: Count = 0
 
 
 class BundleFile(Wire):
@@ -218,10 +225,15 @@ class SkillFile(Wire):
 
 
 class Skill(Wire):
-    """A skill: instructions and programs that the agent may use."""
+    r"""A skill: instructions and programs that the agent may use.
+
+    `sha256` is the checksum that its files must have together: of path, newline, content's checksum, newline, content
+    of each file in the order of their paths, joined by `\n---\n`. None: whatever they are.
+    """
 
     name: Name
     version: Version
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     files: list[SkillFile]
 
 
@@ -331,7 +343,15 @@ class ConfigBundle(Wire):
         whole = self.model_dump(mode="json", include=RUNTIME_INPUTS)
         if whole["runtime"] is not None:
             del whole["runtime"]["restartedAt"]
+        if not self.has_gateway:
+            del whole["gateway"]
+            whole["secretEnv"].pop(self.gateway.token_env, None)
         return canonical(whole)
+
+    @property
+    def has_gateway(self) -> bool:
+        """A Command has none: the token is the supervisor's alone, for its check-ins."""
+        return self.runtime is not None and self.runtime.kind is not RuntimeKind.COMMAND
 
 
 RUNTIME_INPUTS: Final = {

@@ -21,6 +21,8 @@ class CommandRuntime:
 
     def launch(self, bundle: ConfigBundle, base_env: Mapping[str, str], data_dir: Path) -> Launch:
         assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
+        assert bundle.runtime.command is not None, "a bundle of this kind without a command is not understood"
         env = {**base_env, **bundle.env, **bundle.secret_env}
-        env.pop(TOKEN_VARIABLE, None)
+        for ours in (TOKEN_VARIABLE, bundle.gateway.token_env):
+            env.pop(ours, None)
         return Launch(tuple(bundle.runtime.command), env, data_dir, bundle.runtime.readiness or Readiness())
