@@ -2,7 +2,7 @@
 
 Answers what the API server would: versions, generations, uids, conflicts, the status subresource, finalizers,
 preconditions, the CRD's defaults, server-side apply, label selectors; owned objects go after their owners. It neither
-prunes nor validates, and a list is one page.
+prunes nor validates, and a list is one page. Core Secrets and ConfigMaps can be watched where a test grants it.
 `faults/mirror.py` is a store that asks the real API server as well, and compares.
 
 What is done to it, and what it records:
@@ -37,7 +37,7 @@ import base64
 import copy
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -47,8 +47,18 @@ from roost.api.agent import AGENT
 from roost.api.crd import crd
 from roost.api.fleet import FLEET
 from roost.api.secret import SECRET
-from roost.kube.client import FIELD_MANAGER, Body, Conflict, Gone, Refused, collection, core_secret
-from roost.kube.records import Record, record
+from roost.kube.client import (
+    FIELD_MANAGER,
+    Body,
+    Conflict,
+    Gone,
+    Refused,
+    Unreachable,
+    collection,
+    core_object,
+    core_secret,
+)
+from roost.kube.records import Key, Record, record
 
 NAMESPACE = "team"
 WATCH_SECONDS = 0.02
@@ -113,6 +123,8 @@ class Store:
         self.meddle: Callable[[Where, Call], float | None] | None = None
         self.deliver: Callable[[str, Record], Iterable[float]] = lambda _kind, _new: (WATCH_SECONDS,)
         self.told: Callable[[str | None, Record], None] | None = None
+        self.granted: set[tuple[str, str]] = set()
+        self._watches: list[tuple[str, asyncio.Queue[tuple[str, Body] | int | None]]] = []
 
     def now(self) -> float:
         """Epoch seconds."""
@@ -154,7 +166,7 @@ class Store:
         self.answer("merge", f"{path_of(kind, name)}/status", {"status": dict(change)})
 
     def put_core_secret(self, namespace: str, name: str, values: Mapping[str, str]) -> None:
-        """A core Secret, whole; nobody watches those."""
+        """A core Secret, whole; watched where that is granted."""
         data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
         body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
         path = core_secret(namespace, name)
@@ -165,6 +177,24 @@ class Store:
 
     def drop_core_secret(self, namespace: str, name: str) -> None:
         self.answer("delete", core_secret(namespace, name), {})
+
+    def put_config_map(self, namespace: str, name: str, data: Mapping[str, str]) -> None:
+        """A ConfigMap, whole."""
+        path = core_object(Key("ConfigMap", namespace, name))
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": dict(data)}
+        if path in self._objects:
+            self.answer("update", path, self._objects[path] | {"data": dict(data)})
+        else:
+            self.answer("create", path.removesuffix(f"/{name}"), body)
+
+    def grant(self, resource: str, namespace: str = "") -> None:
+        """From now on the operator may list and watch `secrets` or `configmaps`; nobody may at first."""
+        self.granted.add((resource, namespace))
+
+    def cut_watches(self, code: int | None = None) -> None:
+        """Ends all watches of the core API, as by an error of this code; None: in good order."""
+        for _, events in self._watches:
+            events.put_nowait(code)
 
     def find(self, kind: str, name: str) -> Body | None:
         return self._objects.get(path_of(kind, name))
@@ -336,6 +366,10 @@ class Store:
             said = record(new)
             for seconds in self.deliver(kind, said):
                 self._loop.call_later(seconds, self._tell, self.told, kind, said)
+        event = "DELETED" if gone else "MODIFIED" if old else "ADDED"
+        for watched, events in self._watches:
+            if _in(path, watched):
+                self._loop.call_later(WATCH_SECONDS, events.put_nowait, (event, {"metadata": meta}))
         owned = meta.get("ownerReferences") != before.get("ownerReferences")
         if gone or owned or "orphan" in meta.get("finalizers", ()):
             self._collect_soon()
@@ -386,7 +420,34 @@ class Port:
     async def get(self, path: str, **params: str) -> Body:
         return await self._call("list" if _match(path)["name"] is None else "get", path, params=params)
 
+    async def metadata(self, path: str, **params: str) -> Body:
+        answer = await self._call("list", path, params={})
+        self._refuse(path)
+        return answer | {"items": [{"metadata": body["metadata"]} for body in answer["items"]]}
+
+    async def watch(self, path: str, **params: str) -> AsyncIterator[tuple[str, Body]]:
+        self._refuse(path)
+        events: asyncio.Queue[tuple[str, Body] | int | None] = asyncio.Queue()
+        line = (path, events)
+        self._store._watches.append(line)
+        try:
+            while isinstance(event := await events.get(), tuple):
+                yield event
+            if event is not None:
+                raise {403: Refused, 410: Gone}.get(event, Unreachable)(f"WATCH {path}", event, "the watch is over")
+        finally:
+            self._store._watches.remove(line)
+
+    def _refuse(self, path: str) -> None:
+        found = _match(path)
+        if not {(found["plural"], ""), (found["plural"], found["namespace"] or "")} & self._store.granted:
+            raise Refused(f"WATCH {path}", 403, "forbidden")
+
     async def create(self, path: str, body: Body) -> Body:
+        if path.endswith("/selfsubjectaccessreviews"):
+            asked = body["spec"]["resourceAttributes"]
+            scopes = {(asked["resource"], ""), (asked["resource"], asked.get("namespace", ""))}
+            return {"status": {"allowed": bool(scopes & self._store.granted)}}
         return await self._call("create", path, body, "create")
 
     async def merge(self, path: str, body: Body) -> Body:

@@ -4,7 +4,7 @@
 """
 
 from roost.engine.leader import LEASE_NAME
-from roost.kube.client import Gone, Kube
+from roost.kube.client import Gone, Kube, may
 
 _GROUP = "roost.dev"
 _LEASES = ("coordination.k8s.io", "leases", ("get", "create", "update"))
@@ -19,6 +19,7 @@ _NEEDED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("apps", "controllerrevisions", ("get", "list", "create", "delete")),
     ("events.k8s.io", "events", ("create",)),
     ("", "secrets", ("get",)),
+    ("", "configmaps", ("get",)),
 )
 
 
@@ -39,23 +40,10 @@ async def problems(kube: Kube, namespace: str) -> list[str]:
     ]
     for scope, (group, resource, verbs) in [*(("", needed) for needed in _NEEDED), (namespace, _LEASES)]:
         for verb in verbs:
-            if not await _may(kube, group, resource, verb, scope):
+            if not await may(kube, group, resource, verb, scope, LEASE_NAME if scope else ""):
                 name = f"{resource}.{group}" if group else resource
                 lacking.append(f"may not {verb} {name}: kubectl apply -k manifests/base grants it")
     return lacking
-
-
-async def _may(kube: Kube, group: str, resource: str, verb: str, namespace: str) -> bool:
-    kind, _, sub = resource.partition("/")
-    attributes = {"group": group, "resource": kind, "verb": verb} | ({"subresource": sub} if sub else {})
-    attributes |= {"namespace": namespace, "name": LEASE_NAME} if namespace else {}
-    body = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": attributes},
-    }
-    answer = await kube.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
-    return bool(answer["status"]["allowed"])
 
 
 async def cluster_uid(kube: Kube) -> str:

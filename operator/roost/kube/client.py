@@ -5,8 +5,8 @@ types below; a warning about an unknown field in our own write is logged as the 
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
 import aiohttp
@@ -15,6 +15,7 @@ import structlog
 
 from roost import __version__
 from roost.kube.cluster import Cluster
+from roost.kube.records import Key
 from roost.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -26,6 +27,12 @@ _CONTENT_TYPES = {
     "json": "application/json",
 }
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
+_METADATA = "application/json;as={};g=meta.k8s.io;v=v1"
+WATCH_SECONDS = 290
+"""How long a watch lasts that nothing ends."""
+_WATCH_TIMEOUT = aiohttp.ClientTimeout(total=WATCH_SECONDS + 30, connect=5, sock_read=120)
+"""The API server sends a bookmark about once a minute: what is silent for longer is cut off, and nobody has said so."""
+_LONGEST_LINE = 4 * 1024 * 1024
 
 
 class KubeError(Exception):
@@ -92,6 +99,43 @@ class Kube:
     async def get(self, path: str, **params: str) -> Body:
         return await self._call("GET", path, None, "json", params)
 
+    async def metadata(self, path: str, **params: str) -> Body:
+        """A page of a list, of each object its metadata alone."""
+        accept = {"Accept": _METADATA.format("PartialObjectMetadataList")}
+        return await self._call("GET", path, None, "json", params, accept)
+
+    async def watch(self, path: str, **params: str) -> AsyncIterator[tuple[str, Body]]:
+        """The events of a watch, of each object its metadata alone; ends when the API server ends it in good order.
+
+        Raises:
+            Gone: what it was to begin from is no longer kept: list anew.
+            KubeError: it is refused, can't be asked, was cut off, or is silent.
+        """
+        call = f"WATCH {path}"
+        headers = {"Accept": _METADATA.format("PartialObjectMetadata")}
+        if token := self._cluster.token():
+            headers["Authorization"] = f"Bearer {token}"
+        params = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_SECONDS)} | params
+        rest = b""
+        try:
+            async with self._session.get(path, params=params, headers=headers, timeout=_WATCH_TIMEOUT) as answer:
+                self._metrics.rest_requests.labels(str(answer.status), "WATCH").inc()
+                if answer.status >= 300:
+                    raise _error(call, answer.status, _message(await answer.read()))
+                async for chunk in answer.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in filter(None, lines):
+                        event = orjson.loads(line)
+                        if event["type"] == "ERROR":
+                            raise _error(call, event["object"].get("code", 500), event["object"].get("message", ""))
+                        yield event["type"], event["object"]
+                    if len(rest) > _LONGEST_LINE:
+                        raise Unreachable(call, 0, "a line of the answer has no end")
+        except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise Unreachable(call, 0, f"{type(error).__name__}: {error}") from error
+        if rest:
+            raise Unreachable(call, 0, "the answer ends within a line")
+
     async def create(self, path: str, body: Body) -> Body:
         return await self._call("POST", path, body, "json", {"fieldManager": FIELD_MANAGER})
 
@@ -118,11 +162,12 @@ class Kube:
         body: Body | None,
         kind: Literal["merge", "apply", "json"],
         params: Mapping[str, str],
+        accept: Mapping[str, str] = MappingProxyType({}),
     ) -> Body:
         call = f"{method} {path}"
         data = None if body is None else _as_go_writes(body)
         for fresh in (False, True):
-            headers = {"Content-Type": _CONTENT_TYPES[kind]}
+            headers = {"Content-Type": _CONTENT_TYPES[kind], **accept}
             if token := self._cluster.token(fresh=fresh):
                 headers["Authorization"] = f"Bearer {token}"
             if method != "GET":
@@ -176,6 +221,35 @@ def collection(kind: str, namespace: str) -> str:
 
 def core_secret(namespace: str, name: str) -> str:
     return f"/api/v1/namespaces/{namespace}/secrets/{name}"
+
+
+def core_collection(kind: str, namespace: str) -> str:
+    """The path of core Secrets or ConfigMaps in a namespace; of the whole cluster when the namespace is empty."""
+    plural = {"CoreSecret": "secrets", "ConfigMap": "configmaps"}[kind]
+    return f"/api/v1/namespaces/{namespace}/{plural}" if namespace else f"/api/v1/{plural}"
+
+
+def core_object(key: Key) -> str:
+    """The path of a core Secret or a ConfigMap."""
+    return f"{core_collection(key.kind, key.namespace)}/{key.name}"
+
+
+async def may(kube: "Kube", group: str, resource: str, verb: str, namespace: str = "", name: str = "") -> bool:
+    """Whether this process has a right: in a namespace, or in the whole cluster; on one object, or on any.
+
+    Raises:
+        KubeError: it can't be asked.
+    """
+    kind, _, sub = resource.partition("/")
+    attributes = {"group": group, "resource": kind, "verb": verb}
+    attributes |= {k: v for k, v in (("subresource", sub), ("namespace", namespace), ("name", name)) if v}
+    body = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": attributes},
+    }
+    answer = await kube.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
+    return bool(answer["status"]["allowed"])
 
 
 async def set_finalizers(kube: Kube, path: str, resource_version: str, finalizers: Sequence[str]) -> Body:

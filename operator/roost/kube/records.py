@@ -1,7 +1,7 @@
 """What Kubernetes told us, kept small: one record an object, the newest wins.
 
-A record holds what reconciling needs and no more (`managedFields` and foreign annotations are dropped). Only the
-event loop's own thread touches the cache.
+A record holds what reconciling needs and no more: `managedFields` and foreign annotations are dropped, and so are
+foreign labels but those of Agents, by which Secrets select. Only the event loop's own thread touches the cache.
 """
 
 import sys
@@ -59,7 +59,7 @@ def record(body: Mapping[str, Any]) -> Record:
         deleting="deletionTimestamp" in meta,
         finalizers=tuple(meta.get("finalizers", ())),
         annotations={k: v for k, v in meta.get("annotations", {}).items() if k.startswith(PREFIX)},
-        labels={k: v for k, v in meta.get("labels", {}).items() if k.startswith(PREFIX)},
+        labels={sys.intern(k): v for k, v in meta.get("labels", {}).items() if kind == "Agent" or k.startswith(PREFIX)},
         owner_uid=owner,
         spec=body.get("spec", {}),
         status=body.get("status", {}),

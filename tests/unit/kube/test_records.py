@@ -44,7 +44,7 @@ def test_a_record_has_what_reconciling_needs_and_no_more() -> None:
     assert found.key == ADA
     assert (found.uid, found.version, found.generation, found.deleting) == ("u1", 5, 3, False)
     assert found.finalizers == ("roost.dev/machine",)
-    assert found.labels == {"roost.dev/fleet": "support"}
+    assert found.labels == {"roost.dev/fleet": "support", "app": "x"}
     assert found.annotations == {"roost.dev/revoked": "true"}
     assert (found.spec, found.status, found.owner_uid) == ({"a": 1}, {"b": 2}, None)
     assert "managedFields" not in repr(found)
