@@ -69,8 +69,12 @@ from roost.kube.records import Cache, Key, Record
 from roost.kube.roots import Roots
 from roost.run import lane_of
 from roost.secrets import reconcile as secrets_room
+from roost.secrets.lookup import Lookup
 from roost.secrets.reconcile import Secrets
-from roost.secrets.state import SecretTable
+from roost.secrets.sources import Sources
+from roost.secrets.table import SOURCES, SecretTable
+from roost.secrets.values import Values
+from roost.secrets.watch import Watches
 from roost.settings import Settings
 from roost.telemetry.metrics import Metrics
 from roost_agent.contract.heartbeat import BootPhase, CommandType, Heartbeat, Status
@@ -90,22 +94,29 @@ LISTS = frozenset({"org_machines", "org_volumes"})
 class Operator:
     """The rooms of one process over a store and a Fly, put together as `roost.run` does."""
 
-    def __init__(self, store: Any, settings: Settings, cluster: str, transport: SimTransport, seed: int) -> None:
+    def __init__(
+        self, store: Any, settings: Settings, roots: Roots, cluster: str, transport: SimTransport, seed: int
+    ) -> None:
         loop, kube = asyncio.get_running_loop(), store.kube
         self._settings, self._transport = settings, transport
-        self.metrics, self.cache, table = Metrics(), Cache(), SecretTable()
-        here = Installation(ROOTS, cluster, loop.time())
+        self.metrics, self.cache = Metrics(), Cache()
+        table = self.table = SecretTable(Lookup(self.cache, settings.namespace), self._wake)
+        here = Installation(roots, cluster, loop.time())
         self.memories = Memories(here, table)
         objects, recorder = Objects(kube, self.cache, self.metrics), Recorder(kube, loop.time, "roost")
         self.agents = Agents(
             objects, self.cache, table, self.memories, settings, here, recorder, self.metrics, loop.time
         )
         poll = settings.secret_poll_seconds
-        secrets = Secrets(kube, objects, self.cache, table, ROOTS.fingerprint, self._wake, poll)
+        sources = Sources(kube, table, roots.fingerprint, poll, loop.time)
+        secrets = Secrets(objects, self.cache, table, sources, roots.fingerprint, recorder, self.metrics, loop.time)
+        self._watches = Watches(kube, table, loop.time)
         fleets = Fleets(kube, objects, self.cache, recorder, self.metrics, self._wake)
         reconciles = {"Agent": self.agents.reconcile, "Fleet": fleets.reconcile, "Secret": secrets.reconcile}
+        reconciles |= dict.fromkeys(SOURCES, sources.reconcile)
         self.engine = Engine(reconciles, self.metrics, random.Random(seed), in_flight=settings.in_flight)
-        self.sessions = Sessions(kube, self.cache, self.memories, here, self.engine, loop.time)
+        self.values = Values(kube, table, loop.time)
+        self.sessions = Sessions(self.values, self.cache, self.memories, here, self.engine, loop.time)
         self._tokens = {
             name: FlyToken(kube, settings.namespace, credential, self._wake_all)
             for name, credential in settings.fly.credentials.items()
@@ -135,10 +146,12 @@ class Operator:
             ) as self.orgs,
         ):
             agents.connect(self.engine, self.orgs)
+            watching = tasks.create_task(self._watches.run())
             try:
                 await self.engine.run()
             finally:
                 self.orgs.stop()
+                watching.cancel()
 
     def complain(self) -> None:
         """Raises what has ended the process by itself, if anything has."""
@@ -161,7 +174,7 @@ class Operator:
         """How often a reconcile raised, or a sweep stumbled."""
         registry = self.metrics.registry
         name = "controller_runtime_reconcile_errors_total"
-        raised = [registry.get_sample_value(name, {"controller": kind}) or 0.0 for kind in ("Agent", "Fleet", "Secret")]
+        raised = [registry.get_sample_value(name, {"controller": kind}) or 0.0 for kind in self.engine._reconciles]
         return sum(raised) + sum(known.unexpected_errors for known, _ in self.orgs._refreshers.values())
 
     def told(self, kind: str | None, new: Record) -> None:
@@ -326,14 +339,14 @@ class Line(SimTransport):
 class World:
     """All of it. See the module's text for its use.
 
-    `broken_images` are references whose boot fails; `cluster` is the uid that the next process sees. `line` and `port`
-    are the ways on which the next process reaches Fly and Kubernetes.
+    `broken_images` are references whose boot fails; `cluster` is the uid that the next process sees, `roots` are its.
+    `line` and `port` are the ways on which the next process reaches Fly and Kubernetes.
     """
 
     def __init__(self, settings: Settings, make_store: Callable[[Clock], Store] = Store, **sim: Any) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = Clock(EPOCH)
-        self.settings, self.cluster = settings, "cluster-1"
+        self.settings, self.roots, self.cluster = settings, ROOTS, "cluster-1"
         self.store = make_store(self.clock)
         self.runner = _Inhabited(self._moved_in, self._script)
         self.sim = Sim(self.runner, self.clock, random.Random(1), tokens=[TOKEN], **{"orgs": (ORG, "acme")} | sim)
@@ -351,7 +364,7 @@ class World:
 
     def start(self) -> None:
         self._processes += 1
-        self.operator = Operator(self.port, self.settings, self.cluster, self.line, self._processes)
+        self.operator = Operator(self.port, self.settings, self.roots, self.cluster, self.line, self._processes)
 
     async def stop(self) -> None:
         """Raises AssertionError when something broke in this process that nobody foresaw."""

@@ -59,7 +59,10 @@ async def perform(fly: Fly, view: AgentView, action: Action, token: str) -> Answ
                 values[machine_config.RETAINED] = None
             return await fly.set_secrets(app, values)
         case ForgetToken():
-            await fly.set_secrets(app, {machine_config.token_secret(view): None})
+            gone = [machine_config.token_secret(view)]
+            if spec.fly.app_strategy == "PerAgent":  # it may be one that was kept
+                gone.append(machine_config.RETAINED)
+            await fly.set_secrets(app, dict.fromkeys(gone))
         case MarkRetained():
             await fly.set_secrets(app, {machine_config.RETAINED: "true"})
         case AssignAddress(kind=kind):

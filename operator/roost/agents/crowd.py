@@ -13,6 +13,9 @@ TOGETHER_SECONDS = 600.0
 """Agents that fell silent within this time of each other fell silent together."""
 ROLL_SHARE = 0.05
 
+TIDINGS_PER_SECOND = 20.0
+TIDINGS_BURST = 20
+
 
 @dataclass(slots=True)
 class Silence:
@@ -90,3 +93,16 @@ class RoomTable:
         """What is known by now."""
         told = self._told.get(asked, {})
         return {region: found for region, (at, found) in told.items() if now - at < self.FRESH_SECONDS}
+
+
+class Tidings:
+    """When what agents say of themselves may be written: 20 a second of all together, after a burst of 20."""
+
+    def __init__(self) -> None:
+        self._next = float("-inf")
+
+    def book(self, now: float) -> float:
+        """The next moment that is free; from now on it is taken."""
+        at = max(now, self._next - (TIDINGS_BURST - 1) / TIDINGS_PER_SECOND)
+        self._next = max(self._next, now) + 1 / TIDINGS_PER_SECOND
+        return at

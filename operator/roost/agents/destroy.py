@@ -9,6 +9,7 @@ deletionPolicy Retain the machine goes, volume and app stay with a mark and are 
 from roost.agents import absence
 from roost.agents.view import (
     FINALIZER,
+    NO_TOKEN,
     SLOW_SECONDS,
     UNTOLD_ORG,
     WAIT_SECONDS,
@@ -304,7 +305,7 @@ def _strangers(view: AgentView) -> Step | None:
 
 def _app(view: AgentView) -> Step:
     if view.declared.spec.fly.app_strategy == "Shared":
-        if view.world.token_epoch == -1:
+        if view.world.token_epoch == NO_TOKEN:
             return _release("nothing of it is left in the shared app")
         return Act(ForgetToken(), LEAVING, "taking its token out of the shared app")
     if left := _left(view):

@@ -13,6 +13,7 @@ from roost.agents import recovery
 from roost.agents.absence import DOUBT_AFTER
 from roost.agents.machine_config import fingerprint
 from roost.agents.view import (
+    NO_TOKEN,
     UNTOLD_ORG,
     Action,
     AskRoom,
@@ -230,6 +231,7 @@ def answered(  # noqa: C901 - one case per kind of answer
                 app_present=True,
                 app_org=answer.org,
                 app_looked_at=now,
+                token_epoch=NO_TOKEN,
                 machines=(),
                 volumes=(),
                 touched_at=now,
@@ -243,7 +245,7 @@ def answered(  # noqa: C901 - one case per kind of answer
         case SetToken(epoch=epoch), int():
             return replace(world, token_epoch=epoch, secrets_version=answer, touched_at=now)
         case ForgetToken(), _:
-            return replace(world, token_epoch=-1)
+            return replace(world, token_epoch=NO_TOKEN)
         case MarkRetained(), _:
             return replace(world, marked=True)
         case AssignAddress(kind=kind), _:
@@ -537,7 +539,7 @@ def _doubted(  # noqa: C901 - one case per action
             return replace(world, touched_at=now)
         case CreateSnapshot(volume_id=volume_id) if unknown:
             return _put_snapshots(world, replace(_pending_snapshot(volume_id, now), ordered_at=now))
-        case SetToken() if unknown:
+        case SetToken() | ForgetToken() if unknown:
             return replace(world, token_epoch=None)
         case _:
             return world

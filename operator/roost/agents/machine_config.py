@@ -5,20 +5,26 @@ our own hash, kept in its metadata: Fly echoes fields that nobody sent. Only whe
 of it are the fields that we own compared one by one. Pure.
 """
 
+import base64
 import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from roost.agents.view import AgentView, MachineSight
+from roost.agents.view import NO_TOKEN, AgentView, MachineSight
 from roost.api.agent import RestoreFrom
+from roost_agent.contract.bootstrap import BOOTSTRAP_ENV
 from roost_agent.contract.bundle import canonical
 
 HASH_VERSION = "2"
 TOKEN_ENV = "AS_HEARTBEAT_TOKEN"  # noqa: S105 - a name
 RETAINED = "ROOST_RETAINED"
+_PROVES, _PROVES_OVER = "oidc", "oidc-over-token"
+"""In place of the epoch: the machine was given no token; and one may be stored in its app all the same."""
 _RESTART = {"Always": "always", "OnFailure": "on-failure", "Never": "no"}
 _PORTS = {"None": (), "Gateway": ((443, 18789),), "All": ((443, 18789), (18790, 18790), (18791, 18791))}
 """Public port and port in the machine, by spec.machine.public."""
+_AUTHORITY_PATH = "/etc/roost/ca.crt"
+_ENDPOINT_ENV = ("AGENTSHIELD_API_URL", "ROOST_CA_FILE")
 ADDRESSES: tuple[Literal["v6", "shared_v4"], ...] = ("v6", "shared_v4")
 
 Config = dict[str, Any]
@@ -29,6 +35,11 @@ def token_secret(view: AgentView) -> str:
     if view.declared.spec.fly.app_strategy == "PerAgent":
         return TOKEN_ENV
     return f"ROOST_TOKEN_{view.names.digest[:16].upper()}"
+
+
+def proves_itself(view: AgentView) -> bool:
+    """Whether the machine gets no token, and has its agent's for the one that Fly makes of it."""
+    return view.declared.spec.identity.bootstrap == "FlyOidc"
 
 
 def render(view: AgentView, volume_id: str) -> Config:
@@ -43,7 +54,8 @@ def render(view: AgentView, volume_id: str) -> Config:
         "roost_name": d.name,
         "roost_incarnation": view.incarnation,
         "roost_generation": str(d.generation),
-        "roost_token_epoch": str(d.spec.identity.token_epoch),
+        "roost_token_epoch": _mark(view),
+        "roost_token_root": view.token_root,
         "roost_image": view.place.image,
         "roost_edge": edge(view),
         "roost_config_hash": config_hash(view, volume_id),
@@ -66,6 +78,11 @@ def stamp(view: AgentView) -> dict[str, str]:
 def restamp(view: AgentView, machine: MachineSight) -> tuple[tuple[str, str | None], ...]:
     """What must be written into a machine's metadata for it to say whose it is; nothing when it does."""
     has, wanted = machine.metadata, {**view.declared.spec.machine.metadata, **stamp(view)}
+    if without_token(has):
+        if not proves_itself(view):
+            wanted["roost_token_epoch"] = _PROVES_OVER  # before one is stored: by then it may be wanted no more
+        elif view.world.token_epoch is not None:
+            wanted["roost_token_epoch"] = _mark(view)
     before = [key for key in has.get("roost_extra", "").split(",") if key]
     changes: dict[str, str | None] = {key: None for key in before if key not in wanted and key in has}
     changes |= {key: value for key, value in wanted.items() if has.get(key, "") != value}
@@ -115,6 +132,27 @@ def drift(view: AgentView, machine: MachineSight, volume_id: str) -> Drift:
     return "declared" if has.split(":")[1] != wanted.split(":")[1] else "defaults"
 
 
+def token(view: AgentView, machine: MachineSight) -> Drift:
+    """Why a machine's token is not the wanted one: it is of another epoch or Agent, or its root was changed for all."""
+    has, epoch = machine.metadata, str(view.declared.spec.identity.token_epoch)
+    if proves_itself(view):
+        return "" if without_token(has) and has.get("roost_incarnation") == view.incarnation else "declared"
+    if (has.get("roost_token_epoch"), has.get("roost_incarnation")) != (epoch, view.incarnation):
+        return "declared"
+    root = has.get("roost_token_root", "" if view.token_root_changed else view.token_root)
+    return "defaults" if root != view.token_root else ""
+
+
+def without_token(metadata: Mapping[str, str]) -> bool:
+    """Whether a machine was given no token, by what it says of itself."""
+    return metadata.get("roost_token_epoch") in (_PROVES, _PROVES_OVER)
+
+
+def token_left(view: AgentView, machine: MachineSight) -> bool:
+    """Whether a token may be stored that its machine has no use for."""
+    return proves_itself(view) and machine.metadata.get("roost_token_epoch") == _PROVES_OVER
+
+
 def foreign_version(view: AgentView, machine: MachineSight) -> bool:
     """Whether somebody else may have made this version of the machine: it is none that we made or wrote down."""
     return machine.version not in (view.world.own_version, view.remembered.machine_version)
@@ -123,8 +161,9 @@ def foreign_version(view: AgentView, machine: MachineSight) -> bool:
 def config_hash(view: AgentView, volume_id: str) -> str:
     """`<version>:<of what is declared>:<of all>`, of what needs the machine to be updated."""
     declared = _owned(view, volume_id) | {"image": view.declared.spec.machine.image}
-    declared["env"] = {k: v for k, v in declared["env"].items() if k != "AGENTSHIELD_API_URL"}
-    epoch = view.declared.spec.identity.token_epoch
+    declared["env"] = {k: v for k, v in declared["env"].items() if k not in _ENDPOINT_ENV}
+    declared.pop("files", None)
+    epoch = _PROVES if proves_itself(view) else view.declared.spec.identity.token_epoch
     whole = _owned(view, volume_id) | {"image": view.place.image}
     return ":".join((HASH_VERSION, _digest([declared, epoch]), _digest([whole, epoch])))
 
@@ -200,12 +239,26 @@ def _owned(view: AgentView, volume_id: str) -> Config:
         "restart": {"policy": _RESTART[spec.machine.restart]},
         "stop_config": {"signal": "SIGTERM", "timeout": f"{spec.machine.stop_timeout_seconds}s"},
     }
+    if authority := view.place.endpoint_authority:
+        config["env"]["ROOST_CA_FILE"] = _AUTHORITY_PATH
+        content = base64.b64encode(authority.encode()).decode()
+        config["files"] = [{"guest_path": _AUTHORITY_PATH, "raw_value": content}]
     if services := _services(view):
         config["services"] = services
-    if spec.fly.app_strategy == "Shared":
+    if proves_itself(view):
+        config["env"][BOOTSTRAP_ENV] = "FlyOidc"
+        config["processes"] = [{"ignore_app_secrets": True}]
+    elif spec.fly.app_strategy == "Shared":
         secret = {"env_var": TOKEN_ENV, "name": token_secret(view)}
         config["processes"] = [{"ignore_app_secrets": True, "secrets": [secret]}]
     return config
+
+
+def _mark(view: AgentView) -> str:
+    """What its machine is given: the token of an epoch, or none."""
+    if not proves_itself(view):
+        return str(view.declared.spec.identity.token_epoch)
+    return _PROVES if view.world.token_epoch == NO_TOKEN else _PROVES_OVER
 
 
 def _services(view: AgentView) -> list[Config]:

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from roost.agents import bundle
-from roost.agents.names import Names, derive
+from roost.agents.names import Names, derive, gateway_token, heartbeat_token
 from roost.agents.pace import Pace
 from roost.agents.view import Beat, Declared, World
 from roost.api.agent import AgentSpec, parse_agent_spec
 from roost.kube.records import Key, Record
 from roost.kube.roots import Roots
-from roost.secrets.state import SecretTable
+from roost.secrets.table import SecretTable
+from roost.telemetry.agents import Figures
 from roost_agent.contract import Heartbeat
 from roost_agent.contract.wire import instant
 
@@ -27,6 +28,16 @@ class Installation:
     roots: Roots
     cluster: str
     started_at: float
+
+    def heartbeat_token(self, of: Declared, incarnation: str) -> str:
+        """The token with which this incarnation of an Agent calls us."""
+        epoch = of.spec.identity.token_epoch
+        return heartbeat_token(self.roots.token, self.roots.owner_id, of.namespace, of.name, incarnation, epoch)
+
+    def gateway_token(self, of: Declared, incarnation: str) -> str:
+        """The token of its gateway."""
+        epoch = of.spec.identity.token_epoch
+        return gateway_token(self.roots.token, self.roots.owner_id, of.namespace, of.name, incarnation, epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,7 @@ class Heard:
             runtime_version=b.openclaw_version,
             last_exit=how,
             degraded=tuple(b.degraded),
+            pending_pairings=b.pending_pairings,
             active_sessions=b.active_sessions,
             connections=b.connections,
             last_activity_at=self._clock(b.last_activity_at),
@@ -77,6 +89,7 @@ def tidings(beat: Heartbeat) -> tuple[object, ...]:
         beat.bundle_revision,
         beat.runtime and (beat.runtime.restarts, beat.runtime.last_exit),
         tuple(beat.degraded),
+        beat.pending_pairings,
     )
 
 
@@ -93,25 +106,39 @@ class Memory:
     machine_id: str | None = None
     """The Agent's current machine; None while it is not known."""
     heard: Heard | None = None
+    figures: Figures | None = None
+    """What its check-ins have said."""
     revision: str | None = None
     """The desired bundle's; None while its secrets can't be resolved."""
     revision_of: tuple[object, ...] = ()
+    refused: tuple[tuple[object, ...], str] | None = None
+    """What was tried to be rendered and why it can't be."""
     epoch_changed_at: float = 0.0
     epoch_proved: int | None = None
+    """The epoch whose token was used since this process began."""
+    tokens: dict[str, tuple[tuple[object, ...], tuple[bytes, bytes, bytes]]] = field(default_factory=dict)
+    """By purpose: the tokens that are taken, and what they were derived from."""
     moving_since: float | None = None
     told: tuple[int, str] | None = None
     """What progress was last told on this way, and of which generation, so that it is told once."""
     told_at: float = float("-inf")
+    tidings: tuple[object, ...] = ()
+    """What of its heartbeats its status holds."""
+    tidings_at: float = float("-inf")
+    """When that was written, and, while it waits for its turn to be written, when that is."""
+    tidings_due: float | None = None
     phase: str = ""
     nudge: tuple[str, float] = ("", float("-inf"))
     """The value of roost.dev/reconcile-at, and when it was first seen."""
     pace: Pace = field(default_factory=Pace)
-    bell: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: set[asyncio.Future[None]] = field(default_factory=set)
+    """Those who hold a heartbeat open; they put themselves in and out."""
 
     def ring(self) -> None:
         """After each look: whoever holds a heartbeat open looks whether there is a command now."""
-        bell, self.bell = self.bell, asyncio.Event()
-        bell.set()
+        for news in self.waiting:
+            if not news.done():
+                news.set_result(None)
 
 
 class Memories:
@@ -144,6 +171,8 @@ class Memories:
         if memory is not None and memory.uid == found.uid and memory.version == found.version:
             return memory
         if memory is None or memory.uid != found.uid:
+            if memory is not None:
+                memory.ring()  # whoever is held for the one before is a stranger now
             memory = self._new(found, now)
             self._by_key[found.key] = memory
             self._by_did[memory.names.did] = found.key
@@ -157,7 +186,9 @@ class Memories:
             memory.version = found.version
         pinned = (found.status.get("app") or {}).get("incarnation")
         memory.incarnation = pinned or memory.incarnation
-        self._secrets.uses(found.key, bundle.refs_of(memory.declared))
+        declared = memory.declared
+        bots = () if declared.revoked else bundle.bot_refs_of(declared)
+        self._secrets.uses(found.key, bundle.refs_of(declared), bots)
         return memory
 
     def begin(self, now: float) -> None:

@@ -99,6 +99,16 @@ def heartbeat_token(token_root: bytes, owner_id: str, namespace: str, name: str,
     return tokens.derive(token_root, "heartbeat", f"{owner_id}/{namespace}/{name}/{incarnation}", epoch)
 
 
+def gateway_token(token_root: bytes, owner_id: str, namespace: str, name: str, incarnation: str, epoch: int) -> str:
+    """The token that opens the agent's gateway, and the second proof of its check-in; it travels in the bundle."""
+    return tokens.derive(token_root, "gateway", f"{owner_id}/{namespace}/{name}/{incarnation}", epoch)
+
+
+def root_mark(token_root: bytes) -> str:
+    """What tells a token root from another without telling anything of it; it stands in a machine's metadata."""
+    return _keyed(token_root, "mark").hex()[:8]
+
+
 def _mark(restores: str) -> str:
     return hashlib.sha256(restores.encode()).hexdigest()[:3]
 

@@ -13,6 +13,7 @@ The volume's own rules are in `storage` and `placement`, rest for idleness in `r
 from roost.agents import absence, destroy, machine_config, recovery, rest, storage
 from roost.agents.view import (
     FINALIZER,
+    NO_TOKEN,
     SLOW_SECONDS,
     UP,
     WAIT_SECONDS,
@@ -24,6 +25,7 @@ from roost.agents.view import (
     CreateApp,
     CreateMachine,
     DeleteMachine,
+    ForgetToken,
     GetApp,
     GetMachine,
     GetVolume,
@@ -289,6 +291,8 @@ def _machine(view: AgentView) -> Step | None:
 
 
 def _new_machine(view: AgentView, volume: VolumeSight) -> Step | None:
+    if machine_config.proves_itself(view) and view.world.token_epoch != NO_TOKEN:
+        return Act(ForgetToken(), Phase.PROVISIONING, f"making sure that app {view.place.app} holds no token")
     if (move := _before_config(view, token=True)) is not None:
         return move
     failure = view.world.failure
@@ -301,7 +305,7 @@ def _new_machine(view: AgentView, volume: VolumeSight) -> Step | None:
 def _before_config(view: AgentView, *, token: bool) -> Step | None:
     """What a machine's config refers to and must be there first: its token, and addresses for its ports."""
     epoch = view.declared.spec.identity.token_epoch
-    if token and view.world.token_epoch != epoch:
+    if token and view.world.token_epoch != epoch and not machine_config.proves_itself(view):
         return Act(SetToken(epoch), Phase.PROVISIONING, "giving the machine its token")
     if machine_config.edge(view) == "none":
         return None
@@ -323,18 +327,18 @@ def _wanted_up(view: AgentView, machine: MachineSight, volume: VolumeSight) -> S
         return _idle(view, machine, idle.wake_at)
     if machine.config is None and machine_config.foreign_version(view, machine):
         return Act(GetMachine(machine.id), Phase.UPDATING, f"looking what has changed in machine {machine.id}")
-    told = (machine.metadata.get("roost_token_epoch"), machine.metadata.get("roost_incarnation"))
-    other_token = told != (str(view.declared.spec.identity.token_epoch), view.incarnation)
-    drift = machine_config.drift(view, machine, volume.id)
-    if other_token or drift == "declared" or (drift and view.may_roll):
-        if (move := _before_config(view, token=other_token)) is not None:
+    token, drift = machine_config.token(view, machine), machine_config.drift(view, machine, volume.id)
+    if "declared" in (token, drift) or ((token or drift) and view.may_roll):
+        if (move := _before_config(view, token=bool(token))) is not None:
             return move
-        update = UpdateMachine(machine.id, machine.version, volume.id, rolls=drift == "defaults")
+        update = UpdateMachine(machine.id, machine.version, volume.id, rolls="declared" not in (token, drift))
         return Act(update, Phase.UPDATING, f"updating machine {machine.id}")
     if machine.state == "failed" and volume.seen_at < machine.seen_at:
         return Act(GetVolume(volume.id), Phase.STARTING, f"looking whether failed machine {machine.id} has its volume")
     if machine.state != "started":
         return _start_again(view, machine)
+    if machine_config.token_left(view, machine):
+        return Act(ForgetToken(), Phase.UPDATING, f"taking its token out of app {view.place.app}: it proves itself now")
     if view.world.restart_needed:
         return Act(RestartMachine(machine.id), Phase.UPDATING, f"restarting machine {machine.id}: its volume has grown")
     return None

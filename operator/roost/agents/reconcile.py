@@ -13,11 +13,11 @@ from typing import Any
 
 import structlog
 
-from roost.agents import bundle, fold, plan, recovery
+from roost.agents import bundle, credentials, fold, machine_config, plan, recovery
 from roost.agents.actions import perform
-from roost.agents.crowd import Rolls, RoomTable, Silence
-from roost.agents.memory import Installation, Memories, Memory
-from roost.agents.names import heartbeat_token
+from roost.agents.crowd import Rolls, RoomTable, Silence, Tidings
+from roost.agents.memory import Installation, Memories, Memory, tidings
+from roost.agents.names import heartbeat_token, root_mark
 from roost.agents.orgs import Orgs
 from roost.agents.status import Status, render
 from roost.agents.view import (
@@ -61,13 +61,16 @@ from roost.fly.types import Volume
 from roost.kube.events import Recorder
 from roost.kube.objects import MESSAGE_LENGTH, Objects, condition, new_condition, regarding, wall
 from roost.kube.records import Cache, Key, Record
-from roost.secrets.state import SecretTable
+from roost.secrets.state import Resolution
+from roost.secrets.table import SecretTable
 from roost.settings import Settings
 from roost.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 CALLS_PER_TURN = 24
+OPENCLAW_MEMORY_MB = 2048
+"""Its process holds 1.1 GB after a few turns, and two helpers beside it 0.2 GB."""
 TELL_AFTER_SECONDS = 1.0
 """A step that lasts longer is told in the status, so that people who watch see it."""
 TELL_LEAVING_AFTER_SECONDS = 10.0
@@ -96,12 +99,15 @@ class Agents:
         recorder: Recorder,
         metrics: Metrics,
         clock: Callable[[], float],
+        authority: Callable[[], str] = lambda: "",
     ) -> None:
+        self._authority = authority
         self._objects, self._cache, self._secrets, self._memories = objects, cache, secrets, memories
         self._settings, self._here, self._recorder = settings, here, recorder
         self._metrics, self._clock = metrics, clock
-        self._silence, self._rolls, self._room = Silence(), Rolls(), RoomTable()
+        self._silence, self._rolls, self._room, self._tidings = Silence(), Rolls(), RoomTable(), Tidings()
         metrics.agents_silent.set_function(lambda: float(len(self._silence)))
+        metrics.previous_token_root.set_function(self._on_previous_root)
         metrics.endpoint_unreachable.set_function(lambda: float(self._silence.mass))
         self._engine: Engine
         self._orgs: Orgs
@@ -206,12 +212,7 @@ class Agents:
         place, remembered = self._place(memory, status), _remembered(status, now, wall_now)
         if not place.credential_problem:
             self._orgs.watch(place.credential, place.org)
-        refs = list(bundle.refs_of(declared))
-        names = {r.name for r in refs if self._cache.get(Key("Secret", declared.namespace, r.name)) is not None}
-        secrets = self._secrets.resolve(declared.namespace, refs, names)
-        memory.revision = (
-            self._revision(memory, secrets.fingerprints) if secrets.known and not secrets.missing else None
-        )
+        secrets = self._resolved(memory, self._secrets.resolve(found.key))
         heard = memory.heard
         if heard is not None:
             memory.world = fold.heard(memory.world, heard.beat.machine_id, heard.at, now)
@@ -224,6 +225,8 @@ class Agents:
             place=place,
             owner_id=self._here.roots.owner_id,
             cluster=self._here.cluster,
+            token_root=root_mark(self._here.roots.token),
+            token_root_changed=self._here.roots.token_before is not None,
             world=memory.world,
             secrets=secrets,
             bundle_revision=memory.revision,
@@ -236,12 +239,22 @@ class Agents:
             adopt_from=self._settings.adopt_from_cluster,
             may_roll=self._rolls.may(found.key, len(self._memories)),
             endpoint_suspect=False,
-            nudged_at=_nudged_at(memory, status, now),
+            nudged_at=self._nudged_at(found.key, memory, status, now),
             listing_note="" if place.credential_problem else self._listing_note(place),
         )
         machine = plan.machine_of(view)
         memory.incarnation, memory.machine_id = view.incarnation, machine.id if machine is not None else None
         return replace(view, endpoint_suspect=self._hush(found.key, view, machine))
+
+    def _nudged_at(self, key: Key, memory: Memory, status: Mapping[str, Any], now: float) -> float:
+        """When a person last asked for a look; what was acted on before does not count again after a restart."""
+        value = memory.declared.annotations.get("roost.dev/reconcile-at", "")
+        if value != memory.nudge[0]:
+            fresh = status.get("lastHandledReconcileAt") != value
+            memory.nudge = (value, now if fresh else float("-inf"))
+            if fresh:
+                self._secrets.look_for(key)
+        return memory.nudge[1]
 
     def _hush(self, key: Key, view: AgentView, machine: MachineSight | None) -> bool:
         """Tells whether this agent is silent, and asks whether so many are that it is our fault."""
@@ -270,34 +283,43 @@ class Agents:
 
     def _place(self, memory: Memory, status: Mapping[str, Any]) -> Place:
         spec, pinned, settings = memory.declared.spec, status.get("app") or {}, self._settings
-        credential = spec.fly.credential or next(iter(settings.fly.credentials))
-        problem = ""
-        if credential not in settings.fly.credentials:
-            known = ", ".join(settings.fly.credentials)
-            problem = f'spec.fly.credential: "{credential}" is not in the operator\'s settings; use one of: {known}'
+        credential = credentials.name_of(spec, settings.fly)
+        org = pinned.get("org") or spec.fly.org or settings.fly.org
+        problem = credentials.problem(spec, memory.declared.namespace, org, settings.fly)
+        if memory.declared.deleting and credential in settings.fly.credentials:
+            problem = ""  # what it may not have made any more, it must still take away
         app = pinned.get("name") or spec.fly.app or memory.names.app
         shared = spec.fly.app_strategy == "Shared"
         return Place(
             app=app,
-            org=pinned.get("org") or spec.fly.org or settings.fly.org,
+            org=org,
             network=None if shared else pinned.get("network") or spec.fly.network or app,
             regions=spec.placement.regions or settings.defaults.regions,
             image=spec.machine.image or settings.defaults.image,
             endpoint_url=settings.endpoint.public_url,
+            endpoint_authority=self._authority(),
             credential=credential,
             credential_problem=problem,
         )
 
-    def _revision(self, memory: Memory, fingerprints: tuple[tuple[str, str], ...]) -> str:
-        declared = memory.declared
-        made_of = (declared.generation, declared.revoked, tuple(declared.labels.items()), fingerprints)
-        if memory.revision is None or memory.revision_of != made_of:
-            prints = dict(fingerprints)
-            memory.revision = bundle.revision(
-                self._here.roots.fingerprint, declared, memory.names.did, lambda ref: prints[f"{ref.name}/{ref.key}"]
-            )
-            memory.revision_of = made_of
-        return memory.revision
+    def _resolved(self, memory: Memory, secrets: Resolution) -> Resolution:
+        """What its references resolve to, once the bundle's revision is in mind; one that can't be made is missing."""
+        if not secrets.known or secrets.missing:
+            memory.revision = None
+            return secrets
+        d = memory.declared
+        made_of = (d.generation, d.revoked, tuple(d.labels.items()), secrets.fingerprints)
+        try:
+            if memory.revision is None or memory.revision_of != made_of:
+                root, print_of = self._here.roots.fingerprint, dict(secrets.fingerprints).__getitem__
+                memory.revision = bundle.revision(root, d, memory.names.did, print_of)
+                memory.revision_of = made_of
+            if memory.refused is not None and memory.refused[0] == made_of:
+                raise bundle.Unrenderable(memory.refused[1])
+        except bundle.Unrenderable as error:
+            memory.revision = None
+            return replace(secrets, missing=(str(error),), missing_reason=Reason.SPEC_INVALID)
+        return secrets
 
     def _doubt(self, key: Key, change: Callable[[World], World], found: Record) -> None:
         try:
@@ -352,7 +374,9 @@ class Agents:
                 self._room.put(_asked(view.place, d), act.action.region, None, self._clock())
                 return None
             if isinstance(error, errors.Unauthorized):
-                self._orgs.doubt(view.place.credential)
+                name, settings = view.place.credential, self._settings
+                self._orgs.doubt(name)
+                error.advice = credentials.advice(name, settings.fly.credentials[name], settings.namespace)
             memory.world = fold.failed(memory.world, act.action, error, self._clock())
             if memory.world.failure is None:
                 return None
@@ -413,14 +437,38 @@ class Agents:
         if isinstance(end, Wait | Stuck) and memory.pace.period:
             end = _slowly(end, memory.pace.period)
         status = render(self._view(found, memory), end, found.status, wall())
-        due = self._due(memory, end, same=status == found.status, leaving=found.deleting)
+        same = status == found.status
+        if same:
+            memory.tidings, memory.tidings_due = _said(memory), None
+        due = self._due(memory, end, same=same, leaving=found.deleting)
         if condition(status, "DestroyStuck") and not condition(found.status, "DestroyStuck"):
             due = 0.0
+        if due == 0.0 and not found.deleting:
+            due = self._heard_before(memory, end, found)
         if due is None or due > 0:
             return due
         if await self._objects.write_status(found, status):
             self._announce(found, status)
         return None
+
+    def _heard_before(self, memory: Memory, end: Step, found: Record) -> float:
+        """In how many seconds a status may be written that an agent's own word has changed: not with each of them.
+
+        Progress towards Ready is told by the clock, and what a person or Fly has changed at once.
+        """
+        said = _said(memory)
+        was_ready = condition(found.status, "Ready").get("status") == "True"
+        if said == memory.tidings or not (isinstance(end, Settled) or was_ready):
+            return 0.0
+        now = self._clock()
+        if now < memory.tidings_at + TELL_APART_SECONDS:
+            return memory.tidings_at + TELL_APART_SECONDS - now
+        if memory.tidings_due is None:
+            memory.tidings_due = self._tidings.book(now)
+        if now < memory.tidings_due:
+            return memory.tidings_due - now
+        memory.tidings, memory.tidings_at, memory.tidings_due = said, now, None
+        return 0.0
 
     def _due(self, memory: Memory, end: Step, *, same: bool, leaving: bool) -> float | None:
         """When a status is to be written. What is reached or stuck: now. What moves: once a spec, when it lasts."""
@@ -466,6 +514,7 @@ class Agents:
 
     def _announce(self, found: Record, status: Status) -> None:
         """One log line, one event and the metrics of a transition."""
+        self._secrets.told(found.key)
         phase, before = status.get("phase"), found.status
         log.info("status", key=str(found.key), generation=found.generation, phase=phase, next=status.get("nextAction"))
         about = regarding(found)
@@ -477,10 +526,27 @@ class Agents:
                 self._metrics.time_to_ready.observe((datetime.now(UTC) - made).total_seconds())
         if ready["reason"] in _ALARMING and was.get("reason") != ready["reason"]:
             self._recorder.record(about, "Warning", ready["reason"], "Reconcile", ready["message"])
+        memory = self._memories.get(found.key)
+        readable = memory is not None and memory.version == found.version
+        spec = memory.declared.spec if memory is not None and readable else None
+        short = spec is not None and spec.runtime.kind == "OpenClaw" and spec.machine.memory_mb < OPENCLAW_MEMORY_MB
+        if spec is not None and short and before.get("observedGeneration") != found.generation:
+            note = (
+                f"spec.machine.memoryMb {spec.machine.memory_mb} is little for OpenClaw: give it {OPENCLAW_MEMORY_MB}"
+            )
+            self._recorder.record(about, "Warning", Reason.LOW_MEMORY, "Reconcile", note)
         stalled, stood = condition(status, "Stalled"), condition(before, "Stalled")
         if stalled["status"] == "True" and stood.get("message") != stalled["message"]:
             self._metrics.terminal_errors.labels("Agent").inc()
             self._recorder.record(about, "Warning", stalled["reason"], "Reconcile", stalled["message"])
+
+    def _on_previous_root(self) -> float:
+        """How many machines have yet to take a token of the root as it is now."""
+        if self._here.roots.token_before is None:
+            return 0.0
+        mark, worlds = root_mark(self._here.roots.token), (m.world for _, m in self._memories.items())
+        told = (s.metadata for w in worlds for s in w.machines or () if not machine_config.without_token(s.metadata))
+        return float(sum(metadata.get("roost_token_root") != mark for metadata in told))
 
     def _counted(self, key: Key, memory: Memory) -> None:
         """Keeps the gauge of Agents by phase."""
@@ -499,6 +565,10 @@ class Agents:
         if memory is not None and memory.phase:
             self._metrics.agents.labels(memory.phase).dec()
         return GONE
+
+
+def _said(memory: Memory) -> tuple[object, ...]:
+    return tidings(memory.heard.beat) if memory.heard is not None else ()
 
 
 def _cause(view: AgentView, token_changes: int) -> tuple[object, ...]:
@@ -550,14 +620,6 @@ def _remembered(status: Mapping[str, Any], now: float, wall_now: float) -> Remem
         if recovered
         else None,
     )
-
-
-def _nudged_at(memory: Memory, status: Mapping[str, Any], now: float) -> float:
-    """When a person last asked for a look; what was acted on before does not count again after a restart."""
-    value = memory.declared.annotations.get("roost.dev/reconcile-at", "")
-    if value != memory.nudge[0]:
-        memory.nudge = (value, float("-inf") if status.get("lastHandledReconcileAt") == value else now)
-    return memory.nudge[1]
 
 
 def _asked(place: Place, declared: Declared) -> tuple[object, ...]:

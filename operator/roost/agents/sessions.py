@@ -4,33 +4,34 @@ Held in memory; only transitions wake the planner. A token is derived, never sto
 an agent and learns nothing. A machine that is not the Agent's current one gets no secrets.
 """
 
+import asyncio
 import hmac
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import structlog
 
 from roost.agents import bundle
 from roost.agents.commands import commands
 from roost.agents.memory import Heard, Installation, Memories, Memory, tidings
-from roost.agents.names import heartbeat_token
-from roost.api.block import BadResource, parse
-from roost.api.secret import SecretSpec
+from roost.agents.names import gateway_token, heartbeat_token
 from roost.engine.engine import Engine
 from roost.engine.queue import Lane
-from roost.kube.client import Gone, Kube, Refused, core_secret
 from roost.kube.records import Cache, Key
-from roost.secrets.state import NotAText, Ref, fingerprint, values_of
-from roost_agent.contract import Command, ConfigBundle, Heartbeat
+from roost.secrets.state import Ref, fingerprint
+from roost.secrets.values import NotNow, Values
+from roost.telemetry.agents import Seen, fold
+from roost_agent.contract import Checkin, Command, ConfigBundle, Heartbeat, Status
 
 log = structlog.get_logger(__name__)
+Purpose = Literal["heartbeat", "gateway"]
 OVERLAP_SECONDS = 900.0
 """How long the token of the epoch before still works, until the new one was proved."""
-
-
-class NotNow(Exception):
-    """The bundle can't be rendered now: a secret is missing or can't be read. The agent keeps its last good one."""
+CHECKINS_MISSED = 3
+"""After so many intervals without another check-in its figures are no longer those of now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,26 +47,32 @@ class Sessions:
 
     def __init__(
         self,
-        kube: Kube,
+        values: Values,
         cache: Cache,
         memories: Memories,
         here: Installation,
         engine: Engine,
         clock: Callable[[], float],
     ) -> None:
-        self._kube, self._cache, self._memories = kube, cache, memories
+        self._values, self._cache, self._memories = values, cache, memories
         self._here, self._engine, self._clock = here, engine, clock
+        self._nobody = (secrets.token_urlsafe(32).encode(),) * 3
 
-    def authenticate(self, did: str, token: str) -> Session | None:
-        """The session of an agent with a good token; None for every stranger, after equal work."""
+    def authenticate(self, did: str, token: str, purpose: Purpose = "heartbeat") -> Session | None:
+        """The session of an agent with a good token of this purpose; None for every stranger, after equal work.
+
+        Only the heartbeat token proves an epoch: the new gateway token comes by the bundle, to the one before too.
+        """
         key = self._memories.key_of(did)
         memory = self._memories.get(key) if key is not None else None
-        epochs = (0, 0) if memory is None else self._epochs(memory)
-        good = [self._matches(key, memory, epoch, token) for epoch in epochs]
+        epoch = memory.declared.spec.identity.token_epoch if memory is not None else 0
+        expected = self._nobody if key is None or memory is None else self._tokens(key, memory, purpose)
+        given = token.encode()
+        good = [hmac.compare_digest(one, given) for one in expected]
         if key is None or memory is None or not any(good):
             return None
-        if good[0]:
-            memory.epoch_proved = epochs[0]
+        if good[0] and purpose == "heartbeat":
+            memory.epoch_proved = epoch
         return Session(key, did)
 
     def superseded(self, session: Session, machine_id: str) -> bool:
@@ -92,15 +99,41 @@ class Sessions:
         if before is None or awake or tidings(before.beat) != tidings(beat) or now - before.at > window:
             self._engine.add(session.key, Lane.BACKGROUND)
 
+    def check_in(self, session: Session, said: Checkin) -> None:
+        """Takes the figures of a check-in. Nothing is decided by them."""
+        if (memory := self._memories.get(session.key)) is not None:
+            memory.figures = fold(memory.figures, said, time.time())
+
+    def seen(self) -> Iterator[Seen]:
+        """Every agent that was heard, for its figures. Only reads, so that it may run in a thread."""
+        now, wall = self._clock(), time.time()
+        for key, memory in self._memories.items():
+            heard, figures = memory.heard, memory.figures
+            if heard is None and figures is None:
+                continue
+            spec, machines = memory.declared.spec, memory.world.machines or ()
+            awake = heard is not None and now - heard.at <= memory.declared.silence_window
+            yield Seen(
+                namespace=key.namespace,
+                name=key.name,
+                machine_id=memory.machine_id or "",
+                region=next((m.region for m in machines if m.id == memory.machine_id), ""),
+                heard_at=heard.wall if heard is not None else None,
+                beat=heard.beat if heard is not None and awake and heard.beat.status is not Status.STOPPING else None,
+                figures=figures,
+                figures_hold=figures is not None
+                and wall - figures.at <= CHECKINS_MISSED * spec.telemetry.interval_seconds,
+            )
+
     def due(self, session: Session, beat: Heartbeat) -> list[Command]:
         """The commands for this agent now."""
         memory = self._memories.get(session.key)
         return [] if memory is None else commands(memory.declared, memory.revision, beat)
 
-    async def change(self, session: Session) -> None:
-        """Waits until the Agent was looked at again: there may be a command then."""
-        if (memory := self._memories.get(session.key)) is not None:
-            await memory.bell.wait()
+    def waiting(self, session: Session) -> set[asyncio.Future[None]]:
+        """What is to be put in here is told when the Agent was looked at again: there may be a command then."""
+        memory = self._memories.get(session.key)
+        return set() if memory is None else memory.waiting
 
     def interval(self, session: Session) -> int:
         """Seconds between heartbeats, as declared."""
@@ -123,47 +156,49 @@ class Sessions:
         if memory is None:
             raise NotNow("it is not known yet")
         did, root = memory.names.did, self._here.roots.fingerprint
-        values = await self._values(session.key.namespace, {r.name for r in _refs(memory)})
-        declared, refs = memory.declared, _refs(memory)  # as it is now: it may have been revoked meanwhile
-        missing = [r for r in refs if r.key not in values.get(r.name, {})]
-        if missing:
-            raise NotNow(f"secret {missing[0].name} lacks key {missing[0].key}")
-        revision = bundle.revision(root, declared, did, lambda r: fingerprint(root, values[r.name][r.key]))
+        for fresh in (False, True):
+            values = await self._values.of(session.key, _refs(memory), fresh=fresh)
+            declared, refs = memory.declared, _refs(memory)  # as it is now: it may have been revoked meanwhile
+            if not values.keys() >= set(refs):
+                raise NotNow("it was changed meanwhile")
+            gateway = self._here.gateway_token(declared, memory.incarnation)
+            prints = {ref: fingerprint(root, value) for ref, value in values.items()}
+            try:
+                revision = bundle.revision(root, declared, did, prints.__getitem__)
+                made = bundle.render(declared, did, values.__getitem__, gateway, revision)
+            except bundle.Unrenderable as error:
+                memory.refused = (memory.revision_of, str(error))
+                self._engine.add(session.key, Lane.BACKGROUND)  # its status says why
+                raise NotNow(str(error)) from error
+            if memory.revision in (None, revision):
+                break  # else what others had read a moment ago may be too old
         if revision != memory.revision:
             # The core Secret is newer than our last look at it: look now, so that everybody learns of it.
-            for name in {r.name for r in refs}:
-                self._engine.add(Key("Secret", session.key.namespace, name), Lane.USER)
-        return bundle.render(declared, did, lambda r: values[r.name][r.key], revision)
+            self._values.look(session.key)
+        return made
 
-    async def _values(self, namespace: str, names: set[str]) -> dict[str, dict[str, str]]:
-        values = {}
-        for name in names:
-            found = self._cache.get(Key("Secret", namespace, name))
-            if found is None:
-                raise NotNow(f"secret {name} is missing")
-            try:
-                spec = parse(SecretSpec, found.spec)
-                core = await self._kube.get(core_secret(namespace, spec.source.secret_ref.name))
-                values[name], _ = values_of(spec, core.get("data") or {})
-            except (Gone, Refused, NotAText, BadResource) as error:
-                raise NotNow(f"secret {name} can't be read") from error
-        return values
+    def _tokens(self, key: Key, memory: Memory, purpose: Purpose) -> tuple[bytes, bytes, bytes]:
+        """The token that works, and those before it that still work: of the epoch before, of the root before.
 
-    def _epochs(self, memory: Memory) -> tuple[int, int]:
-        """The epoch whose token works, and the one whose token still works (the same, when none does)."""
-        epoch = memory.declared.spec.identity.token_epoch
-        over = memory.epoch_proved == epoch or self._clock() - memory.epoch_changed_at > OVERLAP_SECONDS
+        Where there is none, the first once more, so that everybody is compared as often.
+        """
+        roots, identity = self._here.roots, memory.declared.spec.identity
+        epoch = identity.token_epoch
+        # One that proves itself with Fly's token gets its new one as soon as the old one is refused.
+        over = memory.epoch_proved == epoch or memory.declared.revoked or identity.bootstrap == "FlyOidc"
         # A machine that was given the new token has no use for the one before, whenever this process began.
-        over = over or any(m.metadata.get("roost_token_epoch") == str(epoch) for m in memory.world.machines or ())
-        return (epoch, epoch) if over or epoch == 0 or memory.declared.revoked else (epoch, epoch - 1)
-
-    def _matches(self, key: Key | None, memory: Memory | None, epoch: int, token: str) -> bool:
-        roots = self._here.roots
-        namespace, name, incarnation = (
-            (key.namespace, key.name, memory.incarnation) if key is not None and memory is not None else ("", "", "")
-        )
-        expected = heartbeat_token(roots.token, roots.owner_id, namespace, name, incarnation, epoch)
-        return hmac.compare_digest(expected.encode(), token.encode())
+        given = any(m.metadata.get("roost_token_epoch") == str(epoch) for m in memory.world.machines or ())
+        late = self._clock() - memory.epoch_changed_at > OVERLAP_SECONDS
+        before = epoch if over or given or late else max(0, epoch - 1)
+        root_before = roots.token if over or roots.token_before is None else roots.token_before
+        made_of = (memory.incarnation, epoch, before, root_before)
+        if memory.tokens.get(purpose, ((), ()))[0] != made_of:
+            derive = {"heartbeat": heartbeat_token, "gateway": gateway_token}[purpose]
+            which = ((roots.token, epoch), (roots.token, before), (root_before, epoch))
+            made = (derive(r, roots.owner_id, key.namespace, key.name, memory.incarnation, e) for r, e in which)
+            first, second, third = (token.encode() for token in made)
+            memory.tokens[purpose] = (made_of, (first, second, third))
+        return memory.tokens[purpose][1]
 
 
 def _refs(memory: Memory) -> tuple[Ref, ...]:

@@ -335,7 +335,7 @@ def _agent(view: AgentView, before: Mapping[str, Any], wall: str) -> Status | No
     beat = _beat(view)
     if beat is None:
         return dict(before) or None
-    return {
+    block = {
         "supervisorVersion": beat.supervisor_version,
         "runtimeVersion": beat.runtime_version or "",
         "bootPhase": beat.boot_phase,
@@ -343,7 +343,9 @@ def _agent(view: AgentView, before: Mapping[str, Any], wall: str) -> Status | No
         "restarts": beat.restarts,
         "lastExitReason": beat.last_exit,
         "degraded": list(beat.degraded),
+        "pendingPairings": beat.pending_pairings,
     }
+    return {k: v for k, v in block.items() if v is not None}
 
 
 def _destroy(view: AgentView, previous: Mapping[str, Any], machine: Status | None, wall: str) -> Status:

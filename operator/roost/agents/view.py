@@ -20,6 +20,8 @@ WAIT_SECONDS = 60
 """The longest wait that Fly's wait call takes."""
 UNTOLD_ORG = "another org"
 """Whose app it is when Fly refuses to tell (403): another org's, or ours and the token is at fault."""
+NO_TOKEN = -1
+"""In place of an epoch: no token of the Agent is stored at Fly."""
 SLOW_SECONDS = 300.0
 """How often something that only a person can heal is looked at."""
 
@@ -245,6 +247,7 @@ class World:
     marked: bool = False
     """The app carries the mark of a retained one."""
     token_epoch: int | None = None
+    """Of the token that is stored in its app; NO_TOKEN when there is none."""
     secrets_version: int | None = None
     stop_asked_at: float | None = None
     start_asked_at: float | None = None
@@ -269,6 +272,7 @@ class Beat:
     runtime_version: str | None
     last_exit: str
     degraded: tuple[str, ...]
+    pending_pairings: int | None = None
     active_sessions: int | None = None
     connections: int | None = None
     last_activity_at: float | None = None
@@ -286,6 +290,8 @@ class Place:
     image: str
     endpoint_url: str
     credential: str
+    endpoint_authority: str = ""
+    """PEM certificates by which machines know the endpoint; empty when it is one that everybody knows."""
     credential_problem: str = ""
     """Why this Agent can't use its Fly credential; empty when it can."""
 
@@ -316,6 +322,10 @@ class AgentView:
     place: Place
     owner_id: str
     cluster: str
+    token_root: str
+    """The mark of the root that tokens are derived from."""
+    token_root_changed: bool
+    """There was another before it, and machines may hold tokens of that one."""
     world: World
     secrets: Resolution
     bundle_revision: str | None
@@ -412,7 +422,7 @@ class SetToken:
 
 @dataclass(frozen=True, slots=True)
 class ForgetToken:
-    """Takes our secret out of a shared app."""
+    """Takes the Agent's token out of its app."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from roost.kube.client import Body, Conflict, Gone, Kube, collection, core_secre
 SECRET_NAME = "roost-roots"  # noqa: S105 - the name of a Secret, not a secret
 AGENT_FINALIZER = "roost.dev/machine"
 _KEYS = ("identity", "token", "fingerprint")
+_BEFORE = "tokenPrevious"
 _ROOT_BYTES = 32
 
 
@@ -28,6 +29,8 @@ class Roots:
     identity: bytes = field(repr=False)
     token: bytes = field(repr=False)
     fingerprint: bytes = field(repr=False)
+    token_before: bytes | None = field(default=None, repr=False)
+    """The token root that `token` has taken the place of, while machines with tokens of it are left."""
 
 
 async def load_roots(kube: Kube, namespace: str) -> Roots:
@@ -67,13 +70,16 @@ async def load_roots(kube: Kube, namespace: str) -> Roots:
 def _parse(secret: Body, namespace: str) -> Roots:
     try:
         data = {k: base64.b64decode(v, validate=True) for k, v in secret["data"].items()}
-        roots = Roots(data["ownerId"].decode(), *(data[k] for k in _KEYS))
+        identity, token, fingerprint = (data[k] for k in _KEYS)
+        roots = Roots(data["ownerId"].decode(), identity, token, fingerprint, data.get(_BEFORE))
     except (KeyError, ValueError) as error:
         raise LostRoots(
             f"Secret {namespace}/{SECRET_NAME} is damaged ({error}); restore it from your backup, it is never re-made."
         ) from error
     # A restore by hand easily adds a newline: nothing would be recognised any more, and everything made anew.
-    if not roots.owner_id.isalnum() or {len(roots.identity), len(roots.token), len(roots.fingerprint)} != {_ROOT_BYTES}:
+    before = roots.token if roots.token_before is None else roots.token_before
+    sizes = {len(root) for root in (roots.identity, roots.token, roots.fingerprint, before)}
+    if not roots.owner_id.isalnum() or sizes != {_ROOT_BYTES}:
         raise LostRoots(
             f"Secret {namespace}/{SECRET_NAME} is damaged (a root is not of {_ROOT_BYTES} bytes, or ownerId has more "
             "than letters and digits); restore it from your backup, it is never re-made."

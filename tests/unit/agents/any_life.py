@@ -33,6 +33,8 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"machine": {"image": "other"}},
     {"volume": {"size_gb": 3}},
     {"identity": {"token_epoch": 1}},
+    {"identity": {"bootstrap": "FlyOidc"}},
+    {"identity": {"bootstrap": "Token"}},
     {"desired_state": "Stopped"},
     {"desired_state": "Running"},
     {"revoked": True},

@@ -77,6 +77,33 @@ def test_a_stop_is_all_that_is_told(of: Declared, cause: str) -> None:
     assert told(of, beat(bundleRevision="old")) == [("stop", f"stop:{cause}")]
 
 
+OPENCLAW = {"runtime": {"kind": "OpenClaw", "version": "2026.9.6"}}
+
+
+def test_a_new_version_is_told_until_it_runs_or_was_tried() -> None:
+    of, command = wanted(**OPENCLAW), ("update_version", "update_version:2026.9.6")
+    assert told(of, beat(openclawVersion="2026.9.5")) == [command]
+    assert told(of, beat(openclawVersion="2026.9.6")) == []
+    assert told(of, beat(openclawVersion="2026.9.5", lastCommandId=command[1])) == []  # it went back, and says so
+    assert told(of, beat()) == []  # nothing is installed yet
+    [update] = commands(of, REVISION, beat(openclawVersion="2026.9.5"))
+    assert update.version == "2026.9.6"
+
+
+def test_the_version_of_a_command_comes_with_its_configuration() -> None:
+    of = wanted(runtime={"kind": "Command", "command": ("agent",), "version": "2"})
+    assert told(of, beat(openclawVersion="1")) == []
+
+
+@pytest.mark.parametrize("shows", [{"status": "draining"}, {"lastCommandId": "drain:now"}], ids=str)
+def test_a_drain_is_told_until_it_shows(shows: dict[str, Any]) -> None:
+    of = replace(wanted(), annotations={"roost.dev/drain": "now"})
+    assert told(of, beat()) == [("drain", "drain:now")]
+    assert told(of, beat(**shows)) == []
+    for off in ("", "false"):
+        assert told(replace(of, annotations={"roost.dev/drain": off}), beat()) == []
+
+
 def test_an_agent_that_is_stopping_is_told_nothing_more() -> None:
     assert told(wanted(revoked=True), beat(status="stopping")) == []
 
@@ -101,5 +128,9 @@ def test_the_annotation_false_is_no_kill_switch() -> None:
 
 def test_the_longest_cause_fits_the_wire() -> None:
     """Commands are read back by the agent as they are written."""
-    for command in commands(wanted(restarted_at="~" * 64), REVISION, beat(bundleRevision="old")):
+    long = {"roost.dev/drain": "~" * 5000}
+    of = replace(wanted(restarted_at="~" * 64, runtime={"kind": "OpenClaw", "version": "9" * 64}), annotations=long)
+    due = commands(of, REVISION, beat(bundleRevision="old", openclawVersion="1"))
+    assert [c.type for c in due] == ["update_config", "update_version", "restart", "drain"]
+    for command in due:
         assert type(command).read(command.write()) == command

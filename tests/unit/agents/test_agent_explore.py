@@ -61,6 +61,19 @@ def rotate(life: Life) -> Life:
     return edit(life, identity={"token_epoch": life.declared.spec.identity.token_epoch + 1})
 
 
+def prove(life: Life) -> Life:
+    return edit(life, identity={"bootstrap": "FlyOidc"})
+
+
+def unprove(life: Life) -> Life:
+    return edit(life, identity={"bootstrap": "Token"})
+
+
+def proving() -> Life:
+    """It runs, and was given no token."""
+    return settled(prove(fresh())).life
+
+
 def enlarge(life: Life) -> Life:
     return edit(life, machine={"memory_mb": 2048}, volume={"size_gb": 5})
 
@@ -130,6 +143,12 @@ PAIRS = {
     "deleted in a shared app": lambda: delete(settled(shared()).life),
     "retained": lambda: delete(settled(retained()).life),
     "token rotated": lambda: rotate(runs()),
+    "made without a token": lambda: prove(fresh()),
+    "made in a shared app without a token": lambda: prove(shared()),
+    "token given up": lambda: prove(runs()),
+    "token given up in a shared app": lambda: prove(settled(shared()).life),
+    "token taken again": lambda: unprove(proving()),
+    "deleted without a token in a shared app": lambda: delete(settled(prove(shared())).life),
     "enlarged": lambda: enlarge(runs()),
     "stopped": lambda: stop(runs()),
     "revoked": lambda: revoke(runs()),
@@ -154,6 +173,9 @@ SINGLES = {
     "made, revoked at any moment": (fresh, (revoke,)),
     "revoked and deleted at any moment": (runs, (revoke, delete)),
     "enlarged and rotated at any moment": (runs, (enlarge, rotate)),
+    "token given up and taken again at any moment": (runs, (prove, unprove)),
+    "token taken again and given up at any moment": (proving, (unprove, prove)),
+    "token given up in a shared app, deleted at any moment": (lambda: settled(shared()).life, (prove, delete)),
     "machine destroyed and Agent deleted at any moment": (runs, (machine_destroyed, delete)),
     "moved from a full host, deleted at any moment": (crowded, (delete,)),
     "restored, deleted at any moment": (restorable, (delete,)),

@@ -6,6 +6,7 @@ that end in the agent's configuration are seen in the bundle that it would fetch
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ import structlog
 
 from flysim.hosts import Size
 from flysim.records import Host
-from operator_world import World, in_a_world, operator_world
+from operator_world import ROOTS, World, in_a_world, operator_world
 from roost.agents.sessions import Session
 from roost.kube.records import Key
+from roost.settings import Settings
 from store import NAMESPACE
 
 pytestmark = pytest.mark.looptime
@@ -182,6 +184,32 @@ async def test_token_epoch_gives_the_machine_another_token(world: World) -> None
     assert world.config("ada")["metadata"]["roost_token_epoch"] == "1"
 
 
+@in_a_world
+async def test_a_new_token_root_reaches_every_machine_a_few_at_a_time(world: World) -> None:
+    """The root before is kept until then: an agent with its token is no stranger."""
+    names = [f"agent-{n}" for n in range(3)]
+    for name in names:
+        await running(world, name)
+    old = {name: world.inmates[name].tokens[-1] for name in names}
+    world.roots = replace(ROOTS, token=b"u" * 32, token_before=ROOTS.token)
+    await world.restart()
+    began = {name: world.mark() for name in names}
+    assert world.operator is not None
+    did = world.status("agent-0")["did"]
+    assert world.operator.sessions.authenticate(did, old["agent-0"]) is not None
+    await world.until(lambda: all(len(set(world.inmates[name].tokens)) == 2 for name in names), 600)
+    updates = [(c, name) for name in names for c in world.calls(name, began[name]) if c == "update_machine"]
+    assert len(updates) == len(names)
+    for name in names:
+        assert world.operator.sessions.authenticate(world.status(name)["did"], world.inmates[name].tokens[-1])
+        assert world.operator.sessions.authenticate(world.status(name)["did"], old[name]) is None  # it was proved
+    world.roots = replace(ROOTS, token=b"u" * 32)
+    await world.restart()
+    mark = world.mark()
+    await world.settle(120)
+    assert [c for name in names for c in world.calls(name, mark) if c == "update_machine"] == []
+
+
 # --- fly -----------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +231,61 @@ async def test_a_credential_that_is_not_in_the_settings_is_refused_with_a_senten
     await world.until_phase("ada", "Failed")
     assert world.calls() == []
     assert 'spec.fly.credential: "none"' in world.condition("ada", "Stalled")[2]
+
+
+SCOPES = [
+    ({"namespaces": ["team-b"]}, {}, 'metadata.namespace: Fly credential "default" does not serve "team"'),
+    ({"orgs": ["personal"]}, {"org": "acme"}, 'spec.fly.org: Fly credential "default" does not serve "acme"'),
+    (
+        {"sharedApps": []},
+        {"appStrategy": "Shared", "app": "common"},
+        'spec.fly.app: Fly credential "default" does not serve "common"',
+    ),
+    (
+        {"networks": ["ours"]},
+        {"network": "theirs"},
+        'spec.fly.network: Fly credential "default" does not serve "theirs"',
+    ),
+]
+
+
+@pytest.mark.parametrize(("scope", "fly", "said"), SCOPES, ids=[next(iter(s[0])) for s in SCOPES])
+async def test_a_credential_serves_only_whom_the_settings_name(
+    scope: dict[str, Any], fly: dict[str, Any], said: str
+) -> None:
+    async with operator_world({"fly": {"org": "personal", "credentials": {"default": scope}}}) as world:
+        await world.apply("ada", fly=fly)
+        await world.until_phase("ada", "Failed")
+        assert world.calls() == []
+        assert world.condition("ada", "Stalled")[2].startswith(said)
+        assert f"fly.credentials.default.{next(iter(scope))}" in world.condition("ada", "Stalled")[2]
+
+
+async def test_what_a_credential_serves_no_more_is_left_alone_and_still_taken_away() -> None:
+    async with operator_world({"fly": {"org": "personal"}}) as world:
+        await running(world)
+        narrow = {"fly": {"org": "personal", "credentials": {"default": {"namespaces": ["team-b"]}}}}
+        world.settings = Settings.model_validate(narrow | {"namespace": world.settings.namespace})
+        await world.restart()
+        before = len(world.calls("ada"))
+        await world.edit("ada", machine={"memoryMb": 2048})
+        await world.settle(60)
+        assert world.condition("ada", "Stalled")[0] == "True"
+        assert len(world.calls("ada")) == before
+        await world.delete("ada")
+        await world.until_gone("ada")
+        assert world.machines("ada") == []
+
+
+async def test_a_token_that_is_missing_is_named_with_the_command_that_brings_it() -> None:
+    one = {"prod": {"secretName": "fly-prod", "secretKey": "key", "orgs": ["personal"]}}
+    async with operator_world({"fly": {"org": "personal", "credentials": one}}) as world:
+        world.store.drop_core_secret("roost-system", "fly-prod")
+        await world.apply("ada")
+        await world.settle(30)
+        _, reason, said = world.condition("ada", "Stalled")
+        assert reason == "FlyTokenMissing"
+        assert "kubectl -n roost-system create secret generic fly-prod --from-literal=key=" in said
 
 
 @in_a_world
@@ -605,10 +688,22 @@ async def test_runtime_env_and_files_reach_the_agent_without_a_new_machine(world
     assert told.runtime.command == ["python3", "-m", "agent"]
     assert (told.runtime.readiness.http_get.path, told.runtime.readiness.http_get.port) == ("/ok", 8000)
     assert told.runtime.readiness.initial_deadline_seconds == 600
-    assert (told.env, told.secret_env) == ({"MODE": "calm"}, {"KEY": "sesame"})
+    assert told.env == {"MODE": "calm"}
+    assert told.secret_env.keys() == {"KEY", "OPENCLAW_GATEWAY_TOKEN"}
+    assert told.secret_env["KEY"] == "sesame"
     assert [(f.path, f.mode, f.content) for f in told.files] == [("etc/a", "0640", "text"), ("etc/b", "0600", "sesame")]
     assert told.revision == world.status("ada")["bundle"]["applied"]
     assert "sesame" not in repr(world.body("ada")) + repr(world.ledger())
+
+
+@in_a_world
+async def test_openclaw_with_little_memory_is_warned_of_once(world: World) -> None:
+    await running(world, runtime={"kind": "OpenClaw", "version": "2026.9.6"})
+    await running(world, "bob", runtime={"kind": "OpenClaw", "version": "2026.9.6"}, machine={"memoryMb": 2048})
+    await world.settle(600)
+    warned = [e for e in world.store.events if e["reason"] == "LowMemory"]
+    assert [e["regarding"]["name"] for e in warned] == ["ada"]
+    assert "spec.machine.memoryMb 1024" in warned[0]["note"]
 
 
 @in_a_world

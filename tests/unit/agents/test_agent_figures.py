@@ -270,3 +270,46 @@ async def test_one_that_falls_silent_is_restarted(world: World) -> None:
     await world.until_phase(lost, "Running")
     assert "restart_machine" in world.calls(lost, before)
     assert world.calls(since=before) == world.calls(lost, before)
+
+
+# --- Writes that heartbeats cause --------------------------------------------------------------------------------
+
+
+@in_a_world
+async def test_an_agent_that_changes_its_mind_is_written_down_once_in_ten_seconds(world: World) -> None:
+    [ada] = await many(world, 1, heartbeat={"intervalSeconds": 5})
+    await world.settle(60)
+    began, inmate = world.store.now(), world.inmates[ada]
+    for turn in range(24):
+        inmate.degraded = () if turn % 2 else (f"trouble {turn}",)
+        await world.settle(5)
+    inmate.degraded = ()
+    await world.settle(30)
+    assert 8 <= world.writes(ada, began).count("status") <= 13
+    assert world.condition(ada, "Ready")[1] == "Running", "what was said last is what stands there"
+
+
+@in_a_world
+async def test_what_many_agents_say_at_once_is_written_down_at_twenty_a_second(world: World) -> None:
+    names = await many(world, 200, heartbeat={"intervalSeconds": 5})
+    await world.settle(60)
+    began = world.store.now()
+    for name in names:
+        world.inmates[name].degraded = ("the same for all",)
+    await world.until(lambda: all(world.condition(n, "Ready")[1] == "Degraded" for n in names), 60)
+    at = sorted(w.at - began for w in world.store.writes if w.kind == "status" and w.at >= began)
+    assert len(at) == len(names)
+    for n, when in enumerate(at):
+        assert n + 1 <= 20 + 20 * (when - at[0]) + 5, "a burst of 20, then 20 a second; 5 for the jitter of alarms"
+
+
+@in_a_world
+async def test_what_a_person_does_is_written_down_at_once_all_the_same(world: World) -> None:
+    [ada] = await many(world, 1, heartbeat={"intervalSeconds": 5})
+    world.inmates[ada].degraded = ("trouble",)
+    await world.settle(6)
+    world.inmates[ada].degraded = ()
+    began = world.store.now()
+    await world.edit(ada, desiredState="Stopped")
+    await world.until_phase(ada, "Stopped", 60)
+    assert min(w.at for w in world.store.writes if w.kind == "status" and w.at >= began) - began < 5

@@ -97,6 +97,7 @@ def test_the_whole_config() -> None:
         "roost_incarnation": "uid-1",
         "roost_generation": "1",
         "roost_token_epoch": "0",
+        "roost_token_root": "root-1",
         "roost_image": "image",
         "roost_edge": "none",
         "roost_extra": "",
@@ -144,6 +145,20 @@ def test_the_hash_moves_with_the_volume_the_did_and_the_endpoint() -> None:
         config_hash(view(Life(declared(name="bob"))), "vol_1"),
     }
     assert len(hashes) == 4
+
+
+def test_a_private_authority_rides_in_the_config_and_its_change_is_one_of_defaults() -> None:
+    """It changes for everybody at once, as the endpoint's address does, so machines take it up a few at a time."""
+    ada = view(agent())
+    before, after = (replace(ada, place=replace(ada.place, endpoint_authority=pem)) for pem in ("old\n", "new\n"))
+    config = render(after, "vol_1")
+    CONFIG.validate(config)
+    assert config["files"] == [{"guest_path": "/etc/roost/ca.crt", "raw_value": "bmV3Cg=="}]
+    assert config["env"]["ROOST_CA_FILE"] == "/etc/roost/ca.crt"
+    for one, other in ((before, after), (ada, after), (after, ada)):
+        (version, declared_as, whole), (_, same, another) = (config_hash(v, "vol_1").split(":") for v in (one, other))
+        assert (version, declared_as) == ("2", same)
+        assert whole != another
 
 
 def test_the_hash_stays_with_what_only_the_agent_inside_must_know() -> None:

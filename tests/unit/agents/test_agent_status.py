@@ -17,7 +17,7 @@ from roost.agents.view import AgentView, Beat, Failure, Settled, Step, Stuck, Wa
 from roost.api.agent import AgentStatus, Phase, parse_agent_status
 from roost.api.conditions import AGENT_CONDITIONS, ConditionType, Reason
 from roost.kube.objects import condition, merge_patch
-from roost.secrets.state import Resolution
+from roost.secrets.state import Ref, Resolution
 
 ALWAYS = {c.value for c in AGENT_CONDITIONS} - {ConditionType.DESTROY_STUCK.value}
 JSON = st.recursive(
@@ -278,7 +278,7 @@ def test_whatever_an_agent_says_the_status_stays_within_bounds(beat: Beat, rests
 
 def test_no_secret_value_reaches_a_status() -> None:
     """The planner is given fingerprints and versions, never values; of the token it knows the epoch alone."""
-    secrets = Resolution(known=True, versions=(("llm", 3),), fingerprints=(("llm/key", "f" * 32),))
+    secrets = Resolution(known=True, versions=(("llm", 3),), fingerprints=((Ref("llm", "key"), "f" * 32),))
     life = replace(agent(env=({"name": "KEY", "valueFrom": {"name": "llm", "key": "key"}},), files=()), secrets=secrets)
     story = Story(life).when("SetToken", Fate.UNAUTHORIZED).when("CreateMachine", Fate.VAIN)
     told = []

@@ -750,7 +750,7 @@ def names_of(name: str) -> Any:
 
 def spec(**fields: Any) -> AgentSpec:
     """The spec of an Agent that runs a command, with these blocks set: `spec(fly={"app_strategy": "Shared"})`."""
-    return AgentSpec(runtime=Runtime(kind="Command", command=("agent",)), **fields)
+    return AgentSpec(**{"runtime": Runtime(kind="Command", command=("agent",))} | fields)
 
 
 def declared(wanted: AgentSpec | None = None, name: str = "ada") -> Declared:
@@ -837,6 +837,8 @@ def view(life: Life) -> AgentView:
         ),
         owner_id=OWNER,
         cluster=life.cluster,
+        token_root="root-1",
+        token_root_changed=False,
         world=heard_world,
         secrets=life.secrets,
         bundle_revision=life.revision,
@@ -990,11 +992,22 @@ def judge_settled(life: Life, step: Settled) -> None:
         current = storage.current(view(life))
         if [m.state for m in up if m.reachable] != ["started"] or current is None or up[0].volume != current.id:
             raise Broken("TRUTH", f"Running is said of {cloud.my_machines()} and {cloud.volumes}")
-        epoch = str(life.declared.spec.identity.token_epoch)
         told = dict(up[0].metadata)
-        wanted = machine_config.config_hash(view(life), up[0].volume or "")
-        if (told["roost_token_epoch"], told["roost_config_hash"]) != (epoch, wanted):
+        if told["roost_config_hash"] != machine_config.config_hash(view(life), up[0].volume or ""):
             raise Broken("TRUTH", "Running is said, and the machine is not as declared")
+        _judge_token(life, cloud, up[0])
+
+
+def _judge_token(life: Life, cloud: Cloud, machine: FlyMachine) -> None:
+    """A machine was given the token of the declared epoch; or it proves itself, and none is stored."""
+    identity, told = life.declared.spec.identity, dict(machine.metadata)
+    proves = identity.bootstrap == "FlyOidc"
+    if told["roost_token_epoch"] != ("oidc" if proves else str(identity.token_epoch)):
+        raise Broken("TRUTH", f"Running is said, and of its token the machine says {told['roost_token_epoch']}")
+    if (json.loads(machine.config)["env"].get("ROOST_BOOTSTRAP") == "FlyOidc") != proves:
+        raise Broken("TRUTH", "Running is said, and the machine does not know where it has its token from")
+    if ((machine.app, machine_config.token_secret(view(life))) in cloud.secrets) == proves:
+        raise Broken("TRUTH", f"Running is said with bootstrap {identity.bootstrap}, and stored is {cloud.secrets}")
 
 
 def judge_status(life: Life, status: Mapping[str, Any], step: Step) -> None:
