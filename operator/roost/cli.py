@@ -74,8 +74,17 @@ def _run(settings: "Settings", cluster: "Cluster") -> int:
     async def operate() -> None:
         await Operator(settings, cluster).run()
 
+    _forbid_core_dumps()
     uvloop.run(operate())
     return 0
+
+
+def _forbid_core_dumps() -> None:
+    """The memory of the operator holds roots, tokens and values (prctl(2), PR_SET_DUMPABLE)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
 
 
 async def _doctor(cluster: "Cluster", namespace: str) -> int:

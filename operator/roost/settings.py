@@ -35,6 +35,35 @@ class _Block(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
 
+class EndpointTls(_Block):
+    """The endpoint's own certificate: a core Secret of type kubernetes.io/tls in the operator's namespace."""
+
+    secret_name: str = Field(
+        "roost-endpoint-tls",
+        pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$",
+        description="tls.crt, tls.key and, for a private authority, ca.crt, as cert-manager writes them",
+    )
+
+
+class EndpointLimits(_Block):
+    """What one caller, and all of them together, may take of the endpoint."""
+
+    connections: int = Field(20_000, ge=100, le=1_000_000, description="at once; one too many is closed")
+    request_seconds: Seconds = Field(10, description="within which a request must be here whole, TLS handshake too")
+    answer_seconds: Seconds = Field(30, description="within which an answer must be taken")
+    idle_seconds: Seconds = Field(75, description="after which a connection that nobody uses is closed")
+    requests_per_second: float = Field(
+        10, gt=0, allow_inf_nan=False, description="of one agent, for long; five seconds' worth at once"
+    )
+
+
+class GatewaySecret(_Block):
+    """The secret from which the seed systems make their agents' gateway tokens: a key of a core Secret here."""
+
+    secret_name: str = "roost-gateway"  # noqa: S105 - a name
+    secret_key: str = "secret"  # noqa: S105 - a name
+
+
 class Endpoint(_Block):
     """Where agents call: bundle and heartbeat."""
 
@@ -44,6 +73,17 @@ class Endpoint(_Block):
         pattern=r"^https?://[^\s/]+$",
         description="the address that machines use; put into AGENTSHIELD_API_URL",
     )
+    tls: EndpointTls | None = Field(None, description="left out: plain HTTP, behind an ingress that ends TLS")
+    limits: EndpointLimits = EndpointLimits()
+    gateway_secret: GatewaySecret | None = Field(
+        None, description="left out: check-ins of agents of the seed systems are not taken"
+    )
+
+    @model_validator(mode="after")
+    def _call_it_by_https(self) -> Self:
+        if self.tls is not None and not self.public_url.startswith("https://"):
+            raise ValueError("with tls, publicUrl must be https://, since nothing else is spoken there")
+        return self
 
 
 class Metrics(_Block):
@@ -53,10 +93,17 @@ class Metrics(_Block):
 
 
 class Credential(_Block):
-    """A Fly API token: a key of a core Secret in the operator's own namespace."""
+    """A Fly API token: a key of a core Secret in the operator's own namespace; and for whom it is.
+
+    A list that is left out allows everything, an empty one nothing.
+    """
 
     secret_name: str = "roost-fly"  # noqa: S105 - a name
     secret_key: str = "token"  # noqa: S105 - a name
+    namespaces: tuple[str, ...] | None = None
+    orgs: tuple[str, ...] | None = None
+    shared_apps: tuple[str, ...] | None = None
+    networks: tuple[str, ...] | None = None
 
 
 class Fly(_Block):
@@ -68,6 +115,11 @@ class Fly(_Block):
     refresh_seconds: Seconds = 15
     volume_refresh_seconds: Seconds = 60
     full_sweep_seconds: Seconds = 600
+    oidc_issuer: str = Field(
+        "https://oidc.fly.io/{org}",
+        pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/])[^\s]*[^\s/]$",
+        description="who makes the OIDC tokens of an org's machines; plain http on loopback alone",
+    )
     absence_seconds: Seconds = Field(
         90, description="how long a list may lag behind a create whose answer was lost, before absence is believed"
     )

@@ -292,6 +292,45 @@ def test_strangers_get_one_answer_and_bodies_are_bounded(stage: Stage) -> None:
     assert (old.status_code, old.json()["error"]) == (409, "superseded")
 
 
+def test_what_an_agent_says_of_itself_can_be_scraped_until_it_is_gone(stage: Stage) -> None:
+    machine = applied(stage, agent("teller"))
+    did, token = stage.get("agents", "teller")["status"]["did"], _token(stage, "teller")
+    gateway = _bundle(stage, did, token).json()["secretEnv"]["OPENCLAW_GATEWAY_TOKEN"]
+    body = {
+        "sandboxId": did,
+        "controllerVersion": "0.1.0",
+        "controllerCommit": "0f1e2d3",
+        "supervisorState": "running",
+        "totalRestarts": 0,
+        "restartsSinceLastCheckin": 0,
+        "uptimeSeconds": 120,
+        "loadAvg5m": 0.5,
+        "bandwidthBytesIn": 71234,
+        "bandwidthBytesOut": 1,
+    }
+    url = f"{stage.stack.endpoint_url}/api/controller/checkin"
+    proofs = {"Authorization": f"Bearer {token}", "X-KiloClaw-Gateway-Token": gateway}
+    assert httpx.post(url, headers=proofs, json=body).status_code == 204
+    assert httpx.post(url, headers=proofs | {"X-KiloClaw-Gateway-Token": token}, json=body).status_code == 403
+    told = [line for line in _agents_page(stage) if 'agent="teller"' in line]
+    assert any(
+        line.startswith("roost_agent_network_receive_bytes_total{") and line.endswith(" 71234.0") for line in told
+    )
+    assert any(line.startswith("roost_agent_up{") and line.endswith(" 1.0") for line in told)
+    region = stage.get("agents", "teller")["status"]["machine"]["region"]
+    [info] = [line for line in told if line.startswith("roost_agent_info{")]
+    assert f'region="{region}"' in info
+    assert f'machine_id="{machine.id}"' in info
+    stage.kubectl("delete", "agents", "teller")
+    stage.until(
+        "nothing should be left of it", lambda: not any('agent="teller"' in line for line in _agents_page(stage))
+    )
+
+
+def _agents_page(stage: Stage) -> list[str]:
+    return httpx.get(f"{stage.stack.metrics_url}/metrics/agents").text.splitlines()
+
+
 def _give_token(stage: Stage, token: str) -> None:
     patch = json.dumps({"stringData": {"token": token}})
     stage.kubectl("-n", "roost-system", "patch", "secret", "roost-fly", "-p", patch)

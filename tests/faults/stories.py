@@ -135,8 +135,11 @@ def gone(world: World, remembered: Was, name: str = "ada") -> bool:
 
 # --- Made ---------------------------------------------------------------------------------------------------------
 
+WITH_A_SECRET = {"objects": 3}
+"""An Agent, a Secret, and the core Secret that is looked at for it."""
 
-@story("create", nothing, lambda w, r: lives(w, r) and bool(w.app("ada").ips))
+
+@story("create", nothing, lambda w, r: lives(w, r) and bool(w.app("ada").ips), **WITH_A_SECRET)
 async def _create(world: World, _: Was) -> None:
     world.secret("llm", key="sesame")
     await world.apply("ada", **OPEN, env=[{"name": "KEY", "valueFrom": {"name": "llm", "key": "key"}}])
@@ -164,7 +167,10 @@ async def _update(world: World, _: Was) -> None:
 
 
 @story(
-    "configure", one(), lambda w, r: lives(w, r) and in_step(w) and w.machine("ada").config.metadata.get("team") == "a"
+    "configure",
+    one(),
+    lambda w, r: lives(w, r) and in_step(w) and w.machine("ada").config.metadata.get("team") == "a",
+    **WITH_A_SECRET,
 )
 async def _configure(world: World, _: Was) -> None:
     """A secret and a setting for the agent inside, and metadata for its machine."""

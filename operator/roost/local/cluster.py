@@ -75,16 +75,22 @@ class Cluster:
         return str(answer.json()["status"]["token"])
 
     def wait_for_kinds(self, crds: Iterable[Mapping[str, Any]], *, deadline: float) -> None:
-        """Waits until the kinds of these CRDs are served; `deadline` is a `time.monotonic()`. Raises ClusterError."""
-        wanted: dict[str, set[str]] = {}
+        """Waits until the kinds of these CRDs are served; `deadline` is a `time.monotonic()`. Raises ClusterError.
+
+        Served is what can be listed: a kind is discovered before that, and its first lists are answered 429.
+        """
         for crd in crds:
             for version in crd["spec"]["versions"]:
-                wanted.setdefault(f"{crd['spec']['group']}/{version['name']}", set()).add(crd["spec"]["names"]["kind"])
-        for group_version, kinds in wanted.items():
-            while not kinds <= self._discover(group_version).keys():
-                if time.monotonic() > deadline:
-                    raise ClusterError(f"the API server does not serve {', '.join(sorted(kinds))} of {group_version}")
-                time.sleep(_POLL_SECONDS)
+                group_version, names = f"{crd['spec']['group']}/{version['name']}", crd["spec"]["names"]
+                while not self._lists(group_version, names["kind"], names["plural"]):
+                    if time.monotonic() > deadline:
+                        raise ClusterError(f"the API server does not serve {names['kind']} of {group_version}")
+                    time.sleep(_POLL_SECONDS)
+
+    def _lists(self, group_version: str, kind: str, plural: str) -> bool:
+        if kind not in self._discover(group_version):
+            return False
+        return self._http.get(f"{_root(group_version)}/{plural}", params={"limit": 1}).is_success
 
     def _path(self, resource: Mapping[str, Any]) -> str:
         group_version, kind, metadata = resource["apiVersion"], resource["kind"], resource["metadata"]

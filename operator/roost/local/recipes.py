@@ -358,11 +358,16 @@ def _image_catalogue() -> dict[str, object]:
 
 
 def _settings(ports: Ports) -> dict[str, object]:
-    endpoint = f"127.0.0.1:{ports.endpoint}"
+    endpoint, fly = f"127.0.0.1:{ports.endpoint}", f"http://127.0.0.1:{ports.fly}"
     return {
         "endpoint": {"listen": endpoint, "publicUrl": f"http://{endpoint}"},
         "metrics": {"listen": f"127.0.0.1:{ports.metrics}"},
-        "fly": {"baseUrl": f"http://127.0.0.1:{ports.fly}", "org": FLY_ORG, "refreshSeconds": REFRESH_SECONDS},
+        "fly": {
+            "baseUrl": fly,
+            "org": FLY_ORG,
+            "oidcIssuer": f"{fly}/oidc/{{org}}",
+            "refreshSeconds": REFRESH_SECONDS,
+        },
         "defaults": {"image": AGENT_IMAGE, "regions": list(REGIONS)},
     }
 

@@ -1,6 +1,7 @@
 """The series Prometheus scrapes: controller-runtime's and client-go's names where they exist, ours beside them.
 
-Labels are closed lists (kind, phase, operation, code class): never a name, a uid or a message.
+Labels are closed lists (kind, phase, operation, code class): never a name, a uid or a message. What agents say of
+themselves has labels that name them, and so a registry and a page of its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from roost.telemetry.agents import AgentFigures, Seen
 
 _SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60)
 _READY_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -34,11 +37,12 @@ class Queue(Protocol):
 
 
 class Metrics:
-    """All series of one operator process, in a registry of their own."""
+    """All series of one operator process; `agent_figures` has those that agents say of themselves."""
 
     def __init__(self) -> None:
         # `_created` series double the number of series and no dashboard reads them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.agent_figures = CollectorRegistry()
         r = self.registry = CollectorRegistry()
         kind = ["controller"]
         self.reconcile_total = Counter(
@@ -84,9 +88,33 @@ class Metrics:
             registry=r,
             buckets=_READY_SECONDS,
         )
+        self.token_exchanges = Counter(
+            "roost_token_exchanges", "Calls of machines for their token, by answer.", ["code"], registry=r
+        )
         self.heartbeats = Counter("roost_heartbeats", "Heartbeats by answer.", ["code"], registry=r)
         self.bundles = Counter("roost_bundles", "Bundle requests by answer.", ["code"], registry=r)
+        self.checkins = Counter("roost_checkins", "Check-ins by answer.", ["code"], registry=r)
         self.long_polls = Gauge("roost_long_polls", "Heartbeats that are held open for a command.", registry=r)
+        self.endpoint_connections = Gauge(
+            "roost_endpoint_connections", "Connections to the endpoint, TLS handshakes under way too.", registry=r
+        )
+        self.endpoint_closed = Counter(
+            "roost_endpoint_connections_closed",
+            "Connections that the endpoint ended itself: `full`, `slow_sender`, `slow_reader`, `idle`, `large_head`, "
+            "`no_handshake`.",
+            ["reason"],
+            registry=r,
+        )
+        self.certificate_expiry = Gauge(
+            "roost_endpoint_certificate_expiry_timestamp_seconds",
+            "When the endpoint's certificate in use ends; 0 without one.",
+            registry=r,
+        )
+        self.certificate_unusable = Gauge(
+            "roost_endpoint_certificate_unusable",
+            "1 while the Secret holds no certificate that can be used, so that the one before is kept.",
+            registry=r,
+        )
         self.status_writes = Counter("roost_status_writes", "Status writes by kind.", ["controller"], registry=r)
         self.watch_last_event = Gauge(
             "roost_watch_last_event_timestamp_seconds", "When the last event of a kind arrived.", ["kind"], registry=r
@@ -103,6 +131,11 @@ class Metrics:
         self.endpoint_unreachable = Gauge(
             "roost_endpoint_unreachable",
             "1 while so many agents fell silent together that our endpoint is to blame and none is restarted.",
+            registry=r,
+        )
+        self.previous_token_root = Gauge(
+            "roost_machines_on_previous_token_root",
+            "Machines that have yet to take a token of the token root as it is now; 0 ends its rotation.",
             registry=r,
         )
         self.recoveries = Counter("roost_recoveries", "Machines restarted because their agent was silent.", registry=r)
@@ -128,6 +161,10 @@ class Metrics:
         self.fly_seconds.labels(op).observe(seconds)
         if throttled > 0:
             self.fly_throttled.inc(throttled)
+
+    def watch_agents(self, seen: Callable[[], Iterable[Seen]]) -> None:
+        """Reports at scrape time what the agents have said of themselves."""
+        self.agent_figures.register(AgentFigures(seen))
 
     def watch_queue(self, queue: Queue, clock: Callable[[], float]) -> None:
         """Reports depth, adds, retries and unfinished work of a queue at scrape time."""

@@ -1,5 +1,6 @@
-"""The operator's own pages: /metrics for Prometheus, /healthz and /readyz for the kubelet."""
+"""The operator's own pages: /metrics and /metrics/agents for Prometheus, /healthz and /readyz for the kubelet."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -12,7 +13,14 @@ def probes(metrics: Metrics, alive: Callable[[], bool], ready: Callable[[], bool
     """The web application; a probe that fails answers 503."""
 
     async def scrape(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return page(generate_latest(metrics.registry))
+
+    async def scrape_agents(_: web.Request) -> web.Response:
+        # In a thread: for thousands of agents it takes longer than a heartbeat may wait.
+        return page(await asyncio.to_thread(generate_latest, metrics.agent_figures))
+
+    def page(text: bytes) -> web.Response:
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def probe(holds: Callable[[], bool]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def answer(_: web.Request) -> web.StreamResponse:
@@ -22,6 +30,7 @@ def probes(metrics: Metrics, alive: Callable[[], bool], ready: Callable[[], bool
 
     app = web.Application()
     app.router.add_get("/metrics", scrape)
+    app.router.add_get("/metrics/agents", scrape_agents)
     app.router.add_get("/healthz", probe(alive))
     app.router.add_get("/readyz", probe(ready))
     return app

@@ -17,6 +17,9 @@ EXPLORED = AGENTS + "test_agent_explore.py::test_no_refusal_that_fly_knows_break
 ANY_MOMENT = AGENTS + "test_agent_explore.py::test_no_fault_at_any_moment_breaks_a_rule"
 PAIRS = AGENTS + "test_agent_explore.py::test_no_two_faults_break_a_rule"
 ENDPOINT = "tests/unit/endpoint/test_endpoint.py::test_"
+VERIFIER = "tests/unit/endpoint/test_oidc_verifier.py::test_"
+EXCHANGE = "tests/unit/endpoint/test_token_exchange.py::test_"
+SECRETS, LOOKUP = (f"tests/unit/secrets/test_secret_{part}.py::test_" for part in ("life", "lookup"))
 FLEET, ENGINE = "tests/unit/fleets/test_fleet_plan.py::test_", "tests/unit/engine/test_engine.py::test_"
 FLY, FLY_ERRORS = "tests/unit/fly/test_fly_client.py::test_", "tests/unit/fly/test_fly_errors.py::test_"
 RECORDS, LEADER = "tests/unit/kube/test_records.py::test_", "tests/unit/engine/test_leader.py::test_"
@@ -475,6 +478,38 @@ MUTATIONS = (
         (STORIES + "a_new_agent_waits_for_its_secrets_before_anything_is_made",),
     ),
     Mutation(
+        "a staged rotation gives everybody the new values at once",
+        "one wrong key takes all agents down together",
+        "operator/roost/secrets/lookup.py",
+        'return stage.previous, status.get("rotatedFrom")',
+        "return stage.active, version",
+        (SECRETS + "a_staged_rotation_goes_from_agent_to_agent_each_when_the_one_before_is_ready",),
+    ),
+    Mutation(
+        "a rotation goes on whatever becomes of the first agent",
+        "one wrong key takes all agents down, one after the other",
+        "operator/roost/secrets/rotation.py",
+        'and condition(agent.status, "Ready").get("status") == "True"',
+        "and True",
+        (SECRETS + "an_agent_that_does_not_come_up_with_the_new_values_stops_it_and_both_ways_out_work",),
+    ),
+    Mutation(
+        "a secret of the operator's namespace serves whoever names it",
+        "whoever may create an Agent anywhere has every shared key",
+        "operator/roost/secrets/lookup.py",
+        "if key.namespace != agent.namespace and not",
+        "if False and not",
+        (LOOKUP + "a_stranger_learns_of_a_secret_at_home_only_that_it_is_not_for_him",),
+    ),
+    Mutation(
+        "two agents answer as one bot",
+        "each takes half of what people write to it",
+        "operator/roost/secrets/table.py",
+        "return [(ref, elder) for ref, elder in eldest if elder != agent]",
+        "return []",
+        (SECRETS + "one_bots_token_is_refused_to_the_younger_of_two_agents_until_the_older_is_gone",),
+    ),
+    Mutation(
         "an error repeats the values of secrets",
         "it stands in the log, the status and the event",
         "operator/roost/fly/client.py",
@@ -510,8 +545,8 @@ MUTATIONS = (
         "the token before works for ever",
         "a token that was rotated because it leaked is as good as new",
         "operator/roost/agents/sessions.py",
-        "over = memory.epoch_proved == epoch or self._clock() - memory.epoch_changed_at > OVERLAP_SECONDS",
-        "over = False",
+        "before = epoch if over or given or late else max(0, epoch - 1)",
+        "before = max(0, epoch - 1)",
         (
             ENDPOINT + "the_token_before_works_until_the_new_one_was_proved",
             ENDPOINT + "the_token_before_ends_by_itself_after_a_while",
@@ -534,6 +569,61 @@ MUTATIONS = (
         (
             AGENTS + "test_agent_commands.py::test_the_kill_switch_is_stronger_than_a_pause",
             AGENTS + "test_agent_commands.py::test_a_stop_is_all_that_is_told",
+        ),
+    ),
+    # --- Machines that prove themselves -------------------------------------------------------------------------
+    Mutation(
+        "the proof of another issuer taken",
+        "whoever runs an issuer with a key of that name is every agent",
+        "operator/roost/endpoint/oidc.py",
+        "                issuer=issuer,\n",
+        "",
+        (VERIFIER + "what_is_not_for_us_or_not_for_now_is_no_proof",),
+    ),
+    Mutation(
+        "a proof for somebody else taken",
+        "whomever the machine has ever proved itself to is the agent",
+        "operator/roost/endpoint/oidc.py",
+        '"strict_aud": True',
+        '"verify_aud": False',
+        (VERIFIER + "what_is_not_for_us_or_not_for_now_is_no_proof",),
+    ),
+    Mutation(
+        "another machine's proof taken",
+        "one agent of an org has the secrets of all others in it",
+        "operator/roost/agents/proof.py",
+        "        if current != machine and not ours:\n            raise NotIts\n",
+        "",
+        (EXCHANGE + "whoever_is_not_its_machine_is_a_stranger", EXCHANGE + "every_stranger_gets_the_same_answer"),
+    ),
+    Mutation(
+        "another image's proof taken",
+        "what runs in the machine is not what was declared",
+        "operator/roost/agents/proof.py",
+        'claims.get("image_digest") != digest',
+        "False",
+        (EXCHANGE + "whoever_is_not_its_machine_is_a_stranger",),
+    ),
+    Mutation(
+        "a token left behind for a machine that has no use for it",
+        "who switches to FlyOidc wants nothing stored at Fly",
+        PLAN,
+        "    if machine_config.token_left(view, machine):",
+        "    if False:",
+        (
+            AGENTS + "test_agent_bootstrap.py::test_a_token_is_given_up_by_an_update_and_only_then_taken_away",
+            PAIRS + "[token given up]",
+        ),
+    ),
+    Mutation(
+        "a token stored that nobody would know of",
+        "the operator dies, the user thinks better of it, and it stays for ever",
+        "operator/roost/agents/machine_config.py",
+        '            wanted["roost_token_epoch"] = _PROVES_OVER  #',
+        "            pass  #",
+        (
+            AGENTS
+            + "test_agent_bootstrap.py::test_the_operator_may_die_between_the_storing_of_a_token_and_the_change_of_mind",
         ),
     ),
     # --- Fleet -------------------------------------------------------------------------------------------------

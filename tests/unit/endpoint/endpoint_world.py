@@ -21,21 +21,32 @@ from roost.agents import bundle
 from roost.agents.memory import Installation, Memories, Memory
 from roost.agents.names import derive, heartbeat_token
 from roost.agents.sessions import Sessions
+from roost.endpoint import checkin
+from roost.endpoint.access import AccessLog
 from roost.endpoint.relay import Relay
 from roost.endpoint.server import Endpoint
+from roost.endpoint.site import Site
+from roost.endpoint.tls import Certificate
+from roost.endpoint.walls import Walls
 from roost.engine.engine import Engine
+from roost.engine.queue import Lane
 from roost.kube.client import Kube
 from roost.kube.cluster import Cluster
 from roost.kube.records import Cache, Key, Record, record
 from roost.kube.roots import Roots
 from roost.run import _serve
-from roost.secrets.state import SecretTable, fingerprint
+from roost.secrets.lookup import Lookup
+from roost.secrets.state import fingerprint
+from roost.secrets.table import SecretTable
+from roost.secrets.values import Values
+from roost.settings import EndpointLimits, GatewaySecret
 from roost.telemetry.metrics import Metrics
 from roost_agent.contract import MACHINE_ID_HEADER, MAX_HEARTBEAT_BYTES, TOKEN_HEADER, bundle_path, heartbeat_path
 
 NAMESPACE = "team-a"
 MAX_BODY = MAX_HEARTBEAT_BYTES
 DEADLINE = 5.0
+MANY_CALLS = EndpointLimits(requests_per_second=10_000)
 ROOTS = Roots("0123456789abcdef", b"identity" * 4, b"token---" * 4, b"finger--" * 4)
 
 
@@ -50,17 +61,24 @@ class Clock:
 
 
 class CoreSecrets:
-    """The one call of the Kubernetes API that a bundle needs: GET of a core Secret, as a real HTTP server."""
+    """The calls of the Kubernetes API that a bundle needs: GET of a core Secret or a ConfigMap, as a real server."""
 
     def __init__(self) -> None:
         self.values: dict[str, dict[str, str | bytes]] = {}
+        self.maps: dict[str, dict[str, Any]] = {}
+        """ConfigMaps, by name: `data` and `binaryData`."""
         self.fails_with: int | None = None
         self.reads = 0
 
     def application(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/api/v1/namespaces/{namespace}/secrets/{name}", self._get)
+        app.router.add_get("/api/v1/namespaces/{namespace}/configmaps/{name}", self._get_map)
         return app
+
+    async def _get_map(self, request: web.Request) -> web.Response:
+        found = self.maps.get(request.match_info["name"])
+        return web.json_response({"message": "not found"}, status=404) if found is None else web.json_response(found)
 
     async def _get(self, request: web.Request) -> web.Response:
         self.reads += 1
@@ -76,17 +94,34 @@ class CoreSecrets:
 class EndpointWorld:
     """All of it; made by `endpoint_world`."""
 
-    def __init__(self, kube: Kube, secrets: CoreSecrets, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        secrets: CoreSecrets,
+        metrics: Metrics,
+        limits: EndpointLimits,
+        certificate: Certificate | None,
+        gateway_secret: GatewaySecret | None,
+    ) -> None:
         self.secrets, self.metrics, self.clock = secrets, metrics, Clock()
-        self.cache, self.table = Cache(), SecretTable()
-        here = Installation(ROOTS, "cluster", self.clock.now)
+        self.cache = Cache()
+        self.table = SecretTable(Lookup(self.cache, "roost-system"), lambda key: self.engine.add(key, Lane.USER))
+        here = self.here = Installation(ROOTS, "cluster", self.clock.now)
         self.memories = Memories(here, self.table)
         self.engine = Engine({}, metrics, random.Random(1))
-        self.sessions = Sessions(kube, self.cache, self.memories, here, self.engine, self.clock)
-        self.ready, self.closing = True, asyncio.Event()
+        self.sessions = Sessions(
+            Values(kube, self.table, self.clock), self.cache, self.memories, here, self.engine, self.clock
+        )
+        self.ready = True
         self.leads, self.leader = True, ""
-        self.relay = Relay(lambda: self.leads, lambda: self.leader or None)
-        self.endpoint = Endpoint(self.sessions, metrics, lambda: self.ready, self.closing, self.relay)
+        self.relay = Relay(lambda: self.leads, lambda: self.leader or None, certificate)
+        self.access = AccessLog(asyncio.get_running_loop().time, successes=True)
+        self.walls = Walls(self.sessions, lambda: self.ready, limits.requests_per_second, self.clock)
+        self.endpoint = Endpoint(self.sessions, metrics, self.walls, self.relay, lambda: True)
+        seed_secret = checkin.SeedSecret(kube, NAMESPACE, gateway_secret, self.clock)
+        self.endpoint.add(*checkin.routes(self.walls, self.sessions, self.relay, seed_secret, metrics))
+        metrics.watch_agents(self.sessions.seen)
+        self.site = Site(self.endpoint, limits, metrics, self.access, certificate.context if certificate else None)
         self.port = 0
         self.http: aiohttp.ClientSession
         self._versions = 1
@@ -147,11 +182,9 @@ class EndpointWorld:
         self.memories.forget(key)
 
     def _revision(self, memory: Memory) -> str | None:
-        root = ROOTS.fingerprint
+        root, d = ROOTS.fingerprint, memory.declared
         try:
-            return bundle.revision(
-                root, memory.declared, memory.names.did, lambda r: fingerprint(root, self._value(r.name, r.key))
-            )
+            return bundle.revision(root, d, memory.names.did, lambda r: fingerprint(root, self._value(r.name, r.key)))
         except KeyError:
             return None
 
@@ -253,21 +286,24 @@ class Answer:
 
 
 @asynccontextmanager
-async def endpoint_world() -> AsyncIterator[EndpointWorld]:
+async def endpoint_world(
+    limits: EndpointLimits = MANY_CALLS,
+    certificate: Certificate | None = None,
+    gateway_secret: GatewaySecret | None = None,
+) -> AsyncIterator[EndpointWorld]:
     """Everything up; everything down again at the end, with no heartbeat still held."""
     secrets, metrics = CoreSecrets(), Metrics()
     secrets_site = await _serve(secrets.application(), "127.0.0.1:0")
     server = f"http://127.0.0.1:{secrets_site.addresses[0][1]}"
     async with Kube(Cluster(server, None), metrics) as kube:
-        world = EndpointWorld(kube, secrets, metrics)
-        site = await _serve(world.endpoint.application(), "127.0.0.1:0")
-        world.port = site.addresses[0][1]
+        world = EndpointWorld(kube, secrets, metrics, limits, certificate, gateway_secret)
+        await world.site.start("127.0.0.1:0")
+        world.port = world.site.port
         timeout = aiohttp.ClientTimeout(total=DEADLINE * 4)
         async with (
             world.relay,
             aiohttp.ClientSession(f"http://127.0.0.1:{world.port}", timeout=timeout) as world.http,
         ):
             yield world
-        world.closing.set()
-        await site.cleanup()
+        await world.site.drain(1.0)
     await secrets_site.cleanup()

@@ -7,15 +7,23 @@ import pytest
 from endpoint_world import endpoint_world
 
 from roost.agents.sessions import OVERLAP_SECONDS
-from roost_agent.contract import BUNDLE_ROUTES, HEARTBEAT_ROUTES, MACHINE_ID_HEADER, MAX_WAIT_SECONDS, TOKEN_HEADER
+from roost_agent.contract import (
+    BUNDLE_ROUTES,
+    CHECKIN_ROUTES,
+    GATEWAY_TOKEN_HEADERS,
+    HEARTBEAT_ROUTES,
+    MACHINE_ID_HEADER,
+    MAX_WAIT_SECONDS,
+    TOKEN_HEADER,
+)
 
 PAGE = (Path(__file__).parents[3] / "docs/reference/endpoint.md").read_text()
 
 
 def test_it_has_the_addresses_headers_and_times_of_the_contract() -> None:
-    for method, (path, older) in (("GET", BUNDLE_ROUTES), ("POST", HEARTBEAT_ROUTES)):
+    for method, (path, older) in (("GET", BUNDLE_ROUTES), ("POST", HEARTBEAT_ROUTES), ("POST", CHECKIN_ROUTES)):
         assert f"| `{method} {path}` | `{older}` |" in PAGE
-    for header in (TOKEN_HEADER, MACHINE_ID_HEADER):
+    for header in (TOKEN_HEADER, MACHINE_ID_HEADER, GATEWAY_TOKEN_HEADERS[0]):
         assert f"| `{header}` |" in PAGE
     assert f"`?wait=SECONDS` on a heartbeat ({MAX_WAIT_SECONDS} at most)" in PAGE
     assert f"at most {OVERLAP_SECONDS / 60:.0f} minutes" in PAGE
@@ -72,6 +80,7 @@ async def test_each_command_has_the_id_that_the_page_says() -> None:
             {"desiredState": "Stopped"},
             {"revoked": True},
             {"restartedAt": "VALUE"},
+            {"metadata": {"annotations": {"roost.dev/drain": "CAUSE"}}},
             {"metadata": {"deletionTimestamp": "2026-11-21T10:00:00Z"}},
         ):
             ada = world.agent("ada", **change)
@@ -80,6 +89,6 @@ async def test_each_command_has_the_id_that_the_page_says() -> None:
         ada = world.agent("ada")
         [update] = (await ada.say(ada.beat(bundleRevision="another"))).commands
         ids.append(update.replace(ada.memory.revision or "", "REVISION"))
-    assert len(ids) == 5
+    assert len(ids) == 6
     for command in ids:
         assert f"`{command}`" in PAGE

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 from aiohttp import web
 from endpoint_world import DEADLINE, Caller, EndpointWorld, endpoint_world
@@ -110,9 +111,42 @@ async def test_a_heartbeat_that_is_held_ends_when_the_standby_goes_away(standby:
         held = asyncio.create_task(ada.say(wait="50"))
         await asyncio.wait_for(arrived.wait(), DEADLINE)
         began = time.monotonic()
-        standby.closing.set()
+        await standby.endpoint.release()
         assert (await asyncio.wait_for(held, DEADLINE)).status == 503
         assert time.monotonic() - began < 1
         assert marks == ["1"]
     finally:
         await site.cleanup()
+
+
+async def test_a_change_of_the_leader_loses_no_command(leader: EndpointWorld, standby: EndpointWorld) -> None:
+    """It is held at the standby, by the old leader; the command comes to be when the new one leads already."""
+    async with endpoint_world() as successor:
+        for world in (leader, standby, successor):
+            world.agent("ada")
+        ada = Caller(standby, "ada")
+        held = asyncio.create_task(ada.say(wait="25"))
+        await leader.until_held()
+        successor.agent("ada", restartedAt="now")  # nobody tells the old leader, which goes away
+        await leader.site.drain()
+        told = await asyncio.wait_for(held, DEADLINE)
+        assert (told.status, told.commands) == (200, [])
+        assert (await ada.say(wait="25")).status == 503, "until the next one is known"
+        standby.leader = f"http://127.0.0.1:{successor.port}"
+        assert (await ada.say(wait="25")).commands == ["restart:now"]
+
+
+async def test_a_standby_passes_on_as_many_held_heartbeats_as_there_are_agents(
+    leader: EndpointWorld, standby: EndpointWorld, ada: Caller
+) -> None:
+    """More than the hundred connections that aiohttp's client makes where nobody says otherwise."""
+    few = standby.http
+    async with aiohttp.ClientSession(
+        f"http://127.0.0.1:{standby.port}", connector=aiohttp.TCPConnector(limit=0)
+    ) as standby.http:
+        held = [asyncio.create_task(ada.say(wait="20")) for _ in range(150)]
+        await leader.until_held(150)
+        await leader.endpoint.release()
+        async with asyncio.timeout(DEADLINE):
+            assert {(await each).status for each in held} == {200}
+    standby.http = few

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from roost.engine.queue import WorkQueue
 from roost.settings import Settings
+from roost.telemetry.agents import SERIES
 from roost.telemetry.metrics import Metrics
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -41,7 +42,9 @@ def settings_rows(model: type[BaseModel], prefix: str = "") -> dict[str, list[st
         below = block_of(field.annotation)
         if below is None:
             about = schema["properties"][key]
-            rows[prefix + key] = [WORDS[about["type"]] + limits(about), f"`{yaml_of(defaults[key])}`"]
+            about = about.get("anyOf", [about])[0]
+            default = "every one" if defaults[key] is None else f"`{yaml_of(defaults[key])}`"
+            rows[prefix + key] = [WORDS[about["type"]] + limits(about), default]
         elif typing.get_origin(field.annotation) is dict:
             rows |= settings_rows(below, f"{prefix}{key}.NAME.")
         else:
@@ -50,8 +53,9 @@ def settings_rows(model: type[BaseModel], prefix: str = "") -> dict[str, list[st
 
 
 def block_of(annotation: Any) -> type[BaseModel] | None:
-    inner = typing.get_args(annotation)[-1] if typing.get_origin(annotation) is dict else annotation
-    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+    """The block that a field holds, whether by a name, or only when it is not left out."""
+    inside = typing.get_args(annotation) or (annotation,)
+    return next((i for i in inside if isinstance(i, type) and issubclass(i, BaseModel)), None)
 
 
 def limits(about: dict[str, Any]) -> str:
@@ -96,6 +100,9 @@ def series() -> dict[str, list[str]]:
         if family.name.startswith("workqueue_") or family.name == "controller_runtime_active_workers":
             for sample in family.samples:
                 rows.setdefault(sample.name, [family.type, labels(sample.labels), family.documentation])
+    for each in SERIES:
+        name = f"{each.name}_total" if each.kind == "counter" else each.name
+        rows[name] = [each.kind, labels(each.labels), each.text]
     return rows
 
 
@@ -111,7 +118,8 @@ def test_no_label_is_a_name_that_anybody_can_choose() -> None:
     """A label with a value for each object would grow with every object that ever was."""
     own = Metrics()
     used = {n for metric in vars(own).values() if isinstance(metric, MetricWrapperBase) for n in metric._labelnames}
-    assert used <= {"controller", "result", "name", "code", "method", "op", "code_class", "phase", "kind", "org"}
+    closed = {"controller", "result", "name", "code", "method", "op", "code_class", "phase", "kind", "org", "reason"}
+    assert used <= closed
 
 
 # --- Links ----------------------------------------------------------------------------------------------------------

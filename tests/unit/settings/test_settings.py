@@ -56,6 +56,9 @@ def test_the_file_that_the_manifests_bring_is_good_and_says_what_the_defaults_ar
         ("defaults: {regions: iad}", "defaults.regions", "'iad'", "valid tuple"),
         ("endpoint: {listen: nowhere}", "endpoint.listen", "'nowhere'", "match pattern"),
         ("endpoint: {publicUrl: 'https://x/path'}", "endpoint.publicUrl", "'https://x/path'", "match pattern"),
+        ("endpoint: {tls: {}}", "endpoint", "{'tls': {}}", "publicUrl must be https://"),
+        ("endpoint: {tls: {secretName: A B}}", "endpoint.tls.secretName", "'A B'", "match pattern"),
+        ("endpoint: {limits: {connections: 5}}", "endpoint.limits.connections", "5", "greater than or equal to 100"),
         ("logLevel: loud", "logLevel", "'loud'", "debug|info|warning|error"),
     ],
 )
