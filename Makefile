@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := operator agent_image tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check generate verify-figures format lock clean soak mutations faults-process faults
+.PHONY: help demo test unit check generate verify-figures format lock clean soak mutations faults-process faults bench-endpoint
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1 — \2/'
@@ -33,6 +33,10 @@ faults-process: $(STAMP) ## operators killed and paused, outages, jumping clocks
 soak: $(STAMP) ## many Agents, everything at random for minutes, on the real stack (MINUTES=10 AGENTS=50 SEED=… to replay)
 	$(BIN)/python tests/faults/soak/soak.py --minutes $(or $(MINUTES),10) --agents $(or $(AGENTS),50) \
 		$(if $(SEED),--seed $(SEED)) $(if $(DIR),--dir $(DIR))
+
+bench-endpoint: $(STAMP) ## what the endpoint bears, one core for it, one for its callers (PARTS=longpoll,tls,calls,change,hostile AGENTS=10000)
+	@$(BIN)/python tests/bench/endpoint/endpoint_bench.py $(if $(PARTS),--parts $(PARTS)) $(if $(AGENTS),--agents $(AGENTS)) \
+		$(if $(CHANGES),--changes $(CHANGES))
 
 mutations: $(STAMP) ## switches off one safety rule at a time in a copy, and sees a test turn red (ONLY="part of a name")
 	$(BIN)/python tests/faults/mutations/mutation_run.py $(if $(ONLY),--only "$(ONLY)")
