@@ -242,6 +242,7 @@ class Supervisor:
         self._revision: str | None = None
         self._said: tuple[object, ...] | None = None
         self._beat: Heartbeat
+        self._body: bytes
         inmate.boots += 1
         inmate.tokens.append(self._token)
         self._next(inmate.boot_seconds)
@@ -264,7 +265,7 @@ class Supervisor:
             return 5.0
         inmate.heard += 1
         beat = self._heartbeat()
-        operator.sessions.hear(session, beat)
+        operator.sessions.hear(session, beat, self._body)
         again: float = operator.sessions.interval(session)
         for command in operator.sessions.due(session, beat):
             inmate.told.append(command.id)
@@ -297,6 +298,7 @@ class Supervisor:
                 last_activity_at=None if i.active_at is None else date(i.active_at),
                 next_scheduled_run_at=None if i.next_run_at is None else date(i.next_run_at),
             )
+            self._body = self._beat.write()
         return self._beat
 
 

@@ -384,7 +384,7 @@ RIGHTS = [
     ("secrets", "team-a", "", {"get"}),
     ("secrets", "roost-system", "roost-roots", {"get", "create"}),
     ("secrets", "roost-system", "roost-fly", {"get", "create"}),
-    ("configmaps", "team-a", "", set()),
+    ("configmaps", "team-a", "", {"get"}),
     ("namespaces", "kube-system", "kube-system", {"get"}),
     ("namespaces", "team-a", "team-a", set()),
     ("pods", "roost-system", "", set()),

@@ -21,40 +21,21 @@ def commands(declared: Declared, revision: str | None, beat: Heartbeat) -> list[
     ):
         if due:
             return [Command(id=f"stop:{cause}", type=CommandType.STOP, reason=f"{cause} says so")]
-    return [c for c in _wanted(declared, revision) if not _in_effect(c, revision, beat)]
-
-
-def _wanted(declared: Declared, revision: str | None) -> list[Command]:
-    """What this Agent is to do, whether it has done so already or not."""
     spec, found = declared.spec, []
-    if revision is not None:
+    if revision is not None and beat.bundle_revision != revision:
         why = "its configuration has changed"
         found.append(Command(id=f"update_config:{revision}", type=CommandType.UPDATE_CONFIG, reason=why))
-    if revision is not None and spec.runtime.kind == "OpenClaw":
-        version, why = spec.runtime.version, "runtime.version has changed"
-        found.append(
-            Command(id=f"update_version:{version}", type=CommandType.UPDATE_VERSION, reason=why, version=version)
-        )
-    if (at := spec.restarted_at) is not None:
+    version = spec.runtime.version
+    if revision is not None and spec.runtime.kind == "OpenClaw" and beat.openclaw_version not in (None, version):
+        why, command = "runtime.version has changed", f"update_version:{version}"
+        if beat.last_command_id != command:  # else it was tried, and the agent has gone back
+            found.append(Command(id=command, type=CommandType.UPDATE_VERSION, reason=why, version=version))
+    if (at := spec.restarted_at) is not None and beat.restarted_at != at:
         why = "restartedAt has changed"
         found.append(Command(id=f"restart:{at}", type=CommandType.RESTART, reason=why, restarted_at=at))
-    if (cause := declared.annotations.get(DRAIN, "false")) not in ("", "false"):
-        why = f"{DRAIN} is set: finish what has begun, begin nothing new"
-        found.append(Command(id=f"drain:{cause[:64]}", type=CommandType.DRAIN, reason=why))
+    cause = declared.annotations.get(DRAIN, "false")
+    if cause not in ("", "false") and beat.status is not Status.DRAINING:
+        why, command = f"{DRAIN} is set: finish what has begun, begin nothing new", f"drain:{cause[:64]}"
+        if beat.last_command_id != command:
+            found.append(Command(id=command, type=CommandType.DRAIN, reason=why))
     return found
-
-
-def _in_effect(command: Command, revision: str | None, beat: Heartbeat) -> bool:
-    """Whether the heartbeat shows what the command asks for.
-
-    An agent that knows no version, or has tried the new one and gone back, is not asked for it again and again.
-    """
-    match command.type:
-        case CommandType.UPDATE_CONFIG:
-            return beat.bundle_revision == revision
-        case CommandType.UPDATE_VERSION:
-            return beat.openclaw_version in (None, command.version) or beat.last_command_id == command.id
-        case CommandType.RESTART:
-            return beat.restarted_at == command.restarted_at
-        case _:
-            return beat.status is Status.DRAINING or beat.last_command_id == command.id

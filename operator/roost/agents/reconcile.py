@@ -16,7 +16,7 @@ import structlog
 from roost.agents import bundle, credentials, fold, machine_config, plan, recovery
 from roost.agents.actions import perform
 from roost.agents.crowd import Rolls, RoomTable, Silence, Tidings
-from roost.agents.memory import Installation, Memories, Memory, tidings
+from roost.agents.memory import Installation, Memories, Memory
 from roost.agents.names import heartbeat_token, root_mark
 from roost.agents.orgs import Orgs
 from roost.agents.status import Status, render
@@ -214,8 +214,9 @@ class Agents:
             self._orgs.watch(place.credential, place.org)
         secrets = self._resolved(memory, self._secrets.resolve(found.key))
         heard = memory.heard
-        if heard is not None:
-            memory.world = fold.heard(memory.world, heard.beat.machine_id, heard.at, now)
+        beat = heard.seen(now) if heard is not None else None
+        if heard is not None and beat is not None:
+            memory.world = fold.heard(memory.world, beat.machine_id, heard.at, now)
         view = AgentView(
             now=now,
             wall=wall_now,
@@ -230,7 +231,7 @@ class Agents:
             world=memory.world,
             secrets=secrets,
             bundle_revision=memory.revision,
-            beat=heard.seen(now) if heard is not None else None,
+            beat=beat,
             listening_since=self._here.started_at,
             swept=not place.credential_problem and self._orgs.swept(place.credential, place.org),
             absence_seconds=self._settings.fly.absence_seconds,
@@ -568,7 +569,7 @@ class Agents:
 
 
 def _said(memory: Memory) -> tuple[object, ...]:
-    return tidings(memory.heard.beat) if memory.heard is not None else ()
+    return memory.heard.tidings if memory.heard is not None else ()
 
 
 def _cause(view: AgentView, token_changes: int) -> tuple[object, ...]:

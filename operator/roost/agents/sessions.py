@@ -85,18 +85,18 @@ class Sessions:
         known = (found.status.get("machine") or {}).get("id")
         return memory.world.machines is None and known is not None and known != machine_id
 
-    def hear(self, session: Session, beat: Heartbeat) -> None:
-        """Takes a heartbeat; the Agent is looked at when it says something new."""
+    def hear(self, session: Session, beat: Heartbeat, body: bytes) -> None:
+        """Takes a heartbeat, read and as it came; the Agent is looked at when it says something new."""
         memory = self._memories.get(session.key)
         if memory is None:
             return
-        before, now = memory.heard, self._clock()
-        memory.heard = Heard(beat, now, time.time())
+        before, now, said = memory.heard, self._clock(), tidings(beat)
+        memory.heard = Heard(body, said, now, time.time())
         world, window = memory.world, memory.declared.silence_window
         starts = [t for t in (world.start_asked_at, *(m.up_since for m in world.machines or ())) if t is not None]
         # The first one after a start counts even if it says what the last one before it said: it went on where it was.
         awake = any(before is not None and before.at < start <= now for start in starts)
-        if before is None or awake or tidings(before.beat) != tidings(beat) or now - before.at > window:
+        if before is None or awake or before.tidings != said or now - before.at > window:
             self._engine.add(session.key, Lane.BACKGROUND)
 
     def check_in(self, session: Session, said: Checkin) -> None:
@@ -113,13 +113,14 @@ class Sessions:
                 continue
             spec, machines = memory.declared.spec, memory.world.machines or ()
             awake = heard is not None and now - heard.at <= memory.declared.silence_window
+            beat = heard.beat if heard is not None and awake else None
             yield Seen(
                 namespace=key.namespace,
                 name=key.name,
                 machine_id=memory.machine_id or "",
                 region=next((m.region for m in machines if m.id == memory.machine_id), ""),
                 heard_at=heard.wall if heard is not None else None,
-                beat=heard.beat if heard is not None and awake and heard.beat.status is not Status.STOPPING else None,
+                beat=beat if beat is not None and beat.status is not Status.STOPPING else None,
                 figures=figures,
                 figures_hold=figures is not None
                 and wall - figures.at <= CHECKINS_MISSED * spec.telemetry.interval_seconds,
@@ -186,19 +187,26 @@ class Sessions:
         epoch = identity.token_epoch
         # One that proves itself with Fly's token gets its new one as soon as the old one is refused.
         over = memory.epoch_proved == epoch or memory.declared.revoked or identity.bootstrap == "FlyOidc"
-        # A machine that was given the new token has no use for the one before, whenever this process began.
-        given = any(m.metadata.get("roost_token_epoch") == str(epoch) for m in memory.world.machines or ())
-        late = self._clock() - memory.epoch_changed_at > OVERLAP_SECONDS
-        before = epoch if over or given or late else max(0, epoch - 1)
-        root_before = roots.token if over or roots.token_before is None else roots.token_before
+        before, root_before = epoch, roots.token
+        if not over:
+            # A machine that was given the new token has no use for the one before, whenever this process began.
+            given = any(m.metadata.get("roost_token_epoch") == str(epoch) for m in memory.world.machines or ())
+            late = self._clock() - memory.epoch_changed_at > OVERLAP_SECONDS
+            before = epoch if given or late else max(0, epoch - 1)
+            root_before = roots.token_before or roots.token
         made_of = (memory.incarnation, epoch, before, root_before)
-        if memory.tokens.get(purpose, ((), ()))[0] != made_of:
-            derive = {"heartbeat": heartbeat_token, "gateway": gateway_token}[purpose]
-            which = ((roots.token, epoch), (roots.token, before), (root_before, epoch))
-            made = (derive(r, roots.owner_id, key.namespace, key.name, memory.incarnation, e) for r, e in which)
-            first, second, third = (token.encode() for token in made)
-            memory.tokens[purpose] = (made_of, (first, second, third))
-        return memory.tokens[purpose][1]
+        if purpose == "heartbeat" and memory.tokens is not None and memory.tokens[0] == made_of:
+            return memory.tokens[1]
+        derive = {"heartbeat": heartbeat_token, "gateway": gateway_token}[purpose]
+        which = ((roots.token, epoch), (roots.token, before), (root_before, epoch))
+        made = {
+            (root, of): derive(root, roots.owner_id, key.namespace, key.name, memory.incarnation, of).encode()
+            for root, of in dict.fromkeys(which)
+        }
+        tokens = (made[which[0]], made[which[1]], made[which[2]])
+        if purpose == "heartbeat":
+            memory.tokens = (made_of, tokens)
+        return tokens
 
 
 def _refs(memory: Memory) -> tuple[Ref, ...]:

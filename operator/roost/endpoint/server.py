@@ -8,6 +8,7 @@ bundles; a heartbeat is heard by the leader, to whom a standby passes it on. Nev
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -176,14 +177,28 @@ class Endpoint:
         if self._relay.needed:
             return await self._pass_on(request, content)
         beat = understood(Heartbeat, content)
-        del content  # not kept while it is held
-        self._walls.current(session, request.headers.get(MACHINE_ID_HEADER), beat.machine_id)
-        self._sessions.hear(session, beat)
+        machines = request.headers.get(MACHINE_ID_HEADER), beat.machine_id
+        self._walls.current(session, *machines)
+        self._sessions.hear(session, beat, content)
         due = self._sessions.due(session, beat)
-        if wait and not due:
-            due = await self._hold(request, did, beat, wait)
-        answer = HeartbeatAnswer(commands=due, next_heartbeat_seconds=self._sessions.interval(session))
-        return json_answer(answer.model_dump_json(by_alias=True).encode())
+        del beat  # while it is held it is kept as it came, together with what is kept in mind
+        until = self._loop.time() + wait
+        # Held until there is a command, the wait is over, or the operator goes away. No coroutine of its own: there are
+        # many of them. With all news the sender is asked anew who it is: its token or machine may be another by now.
+        while not due and not self._leaving and self._loop.time() < until:
+            news, waiting, held = self._loop.create_future(), self._sessions.waiting(session), self._until(until)
+            waiting.add(news)
+            held.add(news)
+            try:
+                await news
+            finally:
+                waiting.discard(news)
+                held.discard(news)
+            if not self._leaving:
+                session = self._walls.who(request, did)
+                self._walls.current(session, *machines)
+                due = self._sessions.due(session, understood(Heartbeat, content))
+        return json_answer(_answered(tuple(due), self._sessions.interval(session)))
 
     async def _pass_on(self, request: web.BaseRequest, content: bytes) -> web.Response:
         """The leader's answer; at shutdown the agent is sent to another replica at once."""
@@ -203,27 +218,6 @@ class Endpoint:
             answer.cancel()
             await asyncio.gather(answer, return_exceptions=True)
 
-    async def _hold(self, request: web.BaseRequest, did: str, beat: Heartbeat, seconds: float) -> list[Command]:
-        """Holds the answer until there is a command, the wait is over, or the operator goes away.
-
-        With all news the sender is asked anew who it is: its Agent may be gone, its token or machine another by now.
-        """
-        until = self._loop.time() + seconds
-        while not self._leaving and self._loop.time() < until:
-            session = self._walls.who(request, did)
-            self._walls.current(session, request.headers.get(MACHINE_ID_HEADER), beat.machine_id)
-            if due := self._sessions.due(session, beat):
-                return due
-            news, waiting, held = self._loop.create_future(), self._sessions.waiting(session), self._until(until)
-            waiting.add(news)
-            held.add(news)
-            try:
-                await news  # the Agent was looked at again, the wait is over, or the operator goes away
-            finally:
-                waiting.discard(news)
-                held.discard(news)
-        return []
-
     def _until(self, when: float) -> set[asyncio.Future[None]]:
         """Where to put who is to be told then, or up to one tick later."""
         if self._ticking is None:
@@ -242,6 +236,13 @@ class Endpoint:
             self._ticking = self._loop.call_soon(self._tick)
         else:
             self._ticking = self._loop.call_later(TICK_SECONDS, self._tick) if self._held else None
+
+
+@lru_cache(maxsize=64)
+def _answered(due: tuple[Command, ...], interval: int) -> bytes:
+    """The answer to a heartbeat: nearly always the same one."""
+    answer = HeartbeatAnswer(commands=list(due), next_heartbeat_seconds=interval)
+    return answer.model_dump_json(by_alias=True).encode()
 
 
 def _tell(news: "asyncio.Future[None]") -> None:

@@ -545,7 +545,7 @@ MUTATIONS = (
         "the token before works for ever",
         "a token that was rotated because it leaked is as good as new",
         "operator/roost/agents/sessions.py",
-        "before = epoch if over or given or late else max(0, epoch - 1)",
+        "before = epoch if given or late else max(0, epoch - 1)",
         "before = max(0, epoch - 1)",
         (
             ENDPOINT + "the_token_before_works_until_the_new_one_was_proved",

@@ -529,10 +529,11 @@ async def test_nobody_is_held_longer_than_the_contract_says(
 async def test_a_held_heartbeat_is_answered_when_the_operator_goes_away(world: EndpointWorld, ada: Caller) -> None:
     held = [asyncio.create_task(ada.say(wait="25")) for _ in range(20)]
     await world.until_held(20)
+    world.ready = False  # as it is told before anybody is let go
     await world.endpoint.release()
     async with asyncio.timeout(DEADLINE):
         answers = await asyncio.gather(*held)
-    assert [a.commands for a in answers] == [[]] * 20
+    assert [(a.status, a.commands) for a in answers] == [(200, [])] * 20
 
 
 async def test_a_held_heartbeat_of_an_agent_that_is_gone_ends_and_does_not_spin(
