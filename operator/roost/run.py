@@ -179,18 +179,8 @@ class Operator:
             sessions = Sessions(
                 Values(kube, table, self._loop.time), cache, memories, installation, engine, self._loop.time
             )
-            limits = settings.endpoint.limits
-            walls = Walls(sessions, lambda: self._ready, limits.requests_per_second, self._loop.time)
-            endpoint = Endpoint(sessions, metrics, walls, relay, self._alive)
             proofs, verifier = Proofs(cache, memories, installation, settings), Verifier(issuers, self._loop.time)
-            endpoint.add(*bootstrap.routes(walls, relay, proofs, verifier, metrics.token_exchanges))
-            seed_secret = checkin.SeedSecret(
-                kube, settings.namespace, settings.endpoint.gateway_secret, self._loop.time
-            )
-            endpoint.add(*checkin.routes(walls, sessions, relay, seed_secret, metrics))
-            metrics.watch_agents(sessions.seen)
-            access = AccessLog(self._loop.time, successes=settings.log_level == "debug")
-            site = Site(endpoint, limits, metrics, access, certificate.context if certificate is not None else None)
+            site = self._site(kube, sessions, relay, proofs, verifier, certificate)
             await site.start(settings.endpoint.listen)
             intake = self._intake = Intake(self._cluster, self._told, metrics)
             self._sweep = Sweep(kube, cache, self._gone, intake.restart, metrics)
@@ -221,6 +211,27 @@ class Operator:
         await recorder.flush()
         if leader.lost.is_set():
             raise LeaseLost("this replica was the leader and is no longer: it ends, to come back as a standby")
+
+    def _site(
+        self,
+        kube: Kube,
+        sessions: Sessions,
+        relay: Relay,
+        proofs: Proofs,
+        verifier: Verifier,
+        certificate: Certificate | None,
+    ) -> Site:
+        """The endpoint with all its calls, ready to listen."""
+        settings, metrics, clock = self._settings, self._metrics, self._loop.time
+        limits = settings.endpoint.limits
+        walls = Walls(sessions, lambda: self._ready, limits.requests_per_second, clock)
+        endpoint = Endpoint(sessions, metrics, walls, relay, self._alive)
+        endpoint.add(*bootstrap.routes(walls, relay, proofs, verifier, metrics.token_exchanges))
+        seed_secret = checkin.SeedSecret(kube, settings.namespace, settings.endpoint.gateway_secret, clock)
+        endpoint.add(*checkin.routes(walls, sessions, relay, seed_secret, metrics))
+        metrics.watch_agents(sessions.seen)
+        access = AccessLog(clock, successes=settings.log_level == "debug")
+        return Site(endpoint, limits, metrics, access, certificate.context if certificate is not None else None)
 
     async def _first_of(self, event: asyncio.Event) -> bool:
         """Whether it happens before we are told to stop."""

@@ -52,7 +52,8 @@ def step(view: AgentView, machine: MachineSight, volume: VolumeSight, silent_for
             "(recovery.maxPerHour); look into the machine: fly logs, fly ssh console",
             max(1.0, min(tried.since + HOUR_SECONDS - view.now, 300.0)),
         )
-    if spec.recovery.on_unhealthy == "Relocate" and tried is not None and tried.count >= RESTARTS_BEFORE_MOVING:
+    moves = spec.recovery.on_unhealthy == "Relocate" and not storage.unforkable(view, volume)
+    if moves and tried is not None and tried.count >= RESTARTS_BEFORE_MOVING:
         region = placement.choose(view, Phase.RECOVERING, near=volume.region)
         if isinstance(region, Act):
             return region

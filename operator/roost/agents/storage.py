@@ -367,7 +367,7 @@ def knows_better(view: AgentView, failure: Failure) -> bool:
     """Whether after this failure there is another place or another way to try at once."""
     volume = current(view)
     if failure.op == "create_volume":
-        unseen = volume is not None and _unforkable(view, volume) and _snapshots(view, volume.id) is None
+        unseen = volume is not None and unforkable(view, volume) and _snapshots(view, volume.id) is None
         return failure.capacity or unseen
     return failure.capacity and (may_move(view) or (volume is not None and volume.fresh == "empty"))
 
@@ -412,7 +412,7 @@ def _relocate(view: AgentView, volume: VolumeSight) -> Step:
     if volume.fresh == "empty":
         say = f"no room for the machine beside volume {volume.id}, which is empty: another in {region}"
         return Act(CreateVolume(region, _serial(view, volume) + 1), Phase.PROVISIONING, say)
-    if not _unforkable(view, volume):
+    if not unforkable(view, volume):
         return copy(view, volume, region, Phase.RECOVERING)
     known = _snapshots(view, volume.id)
     if known is None:
@@ -428,7 +428,7 @@ def _relocate(view: AgentView, volume: VolumeSight) -> Step:
     )
 
 
-def _unforkable(view: AgentView, volume: VolumeSight) -> bool:
+def unforkable(view: AgentView, volume: VolumeSight) -> bool:
     """Whether Fly has refused to copy it, and again when it was asked again; after a while it is asked once more."""
     told = view.world.unforked
     if told is None or told[0] != volume.id:

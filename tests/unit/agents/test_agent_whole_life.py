@@ -1052,6 +1052,14 @@ def test_when_restarts_do_not_help_it_moves_with_its_data() -> None:
     assert story.life.status["recovery"]["count"] == 3
 
 
+def test_where_fly_does_not_copy_the_volume_it_is_restarted_on_and_asked_no_more() -> None:
+    story = silent(recovery={"on_unhealthy": "Relocate"}, heartbeat={"interval_seconds": 10})
+    story.when("CreateVolume", Fate.INVALID, *range(1, 40))
+    until(story, Reason.RECOVERY_EXHAUSTED)
+    assert story.calls.count("RestartMachine") >= 3
+    assert len([call for call in of(story, CreateVolume) if call.fork]) <= 4
+
+
 def test_when_many_fall_silent_together_nothing_is_restarted() -> None:
     story = silent()
     story.life = replace(story.life, endpoint_suspect=True)
