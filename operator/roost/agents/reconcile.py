@@ -75,6 +75,8 @@ TELL_AFTER_SECONDS = 1.0
 """A step that lasts longer is told in the status, so that people who watch see it."""
 TELL_LEAVING_AFTER_SECONDS = 10.0
 TELL_APART_SECONDS = 10.0
+TICK_SECONDS = 0.001
+"""Less is no time to wait for: what is left of a sum of fractions."""
 _ORDINARY = frozenset(
     {Reason.WAITING_FOR_FLY, Reason.WAITING_FOR_AGENT, Reason.VOLUME_CREATING, Reason.CONFIG_PENDING, Reason.RESOLVING}
 )
@@ -462,12 +464,12 @@ class Agents:
         if said == memory.tidings or not (isinstance(end, Settled) or was_ready):
             return 0.0
         now = self._clock()
-        if now < memory.tidings_at + TELL_APART_SECONDS:
-            return memory.tidings_at + TELL_APART_SECONDS - now
+        if (left := memory.tidings_at + TELL_APART_SECONDS - now) > TICK_SECONDS:
+            return left
         if memory.tidings_due is None:
             memory.tidings_due = self._tidings.book(now)
-        if now < memory.tidings_due:
-            return memory.tidings_due - now
+        if (left := memory.tidings_due - now) > TICK_SECONDS:
+            return left
         memory.tidings, memory.tidings_at, memory.tidings_due = said, now, None
         return 0.0
 
@@ -492,9 +494,10 @@ class Agents:
         at = memory.moving_since + (TELL_LEAVING_AFTER_SECONDS if leaving and not word else TELL_AFTER_SECONDS)
         if memory.told is not None:
             at = max(at, memory.told_at + TELL_APART_SECONDS)
-        if at <= now:
-            memory.told, memory.told_at = told, now
-        return max(0.0, at - now)
+        if at - now > TICK_SECONDS:
+            return at - now
+        memory.told, memory.told_at = told, now
+        return 0.0
 
     async def _unreadable(self, found: Record, why: str) -> Again:
         """A spec that this version can't read, as after a step back from a newer one: said, and left as it is."""
