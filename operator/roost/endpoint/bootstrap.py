@@ -11,7 +11,7 @@ from prometheus_client import Counter
 
 from roost.agents.proof import NotIts, NotKnown, Proofs, Replaced
 from roost.endpoint.oidc import IssuerAway, NotProved, Verifier
-from roost.endpoint.relay import NoLeader, Relay
+from roost.endpoint.relay import Relay
 from roost.endpoint.walls import Problem, Route, Walls, bearer, body, connection, json_answer, stranger
 from roost_agent.contract import MACHINE_ID_HEADER, TOKEN_ROUTE
 from roost_agent.contract.bootstrap import TokenAnswer
@@ -29,10 +29,7 @@ def routes(walls: Walls, relay: Relay, proofs: Proofs, verifier: Verifier, answe
         if not (token := bearer(request)):
             raise Problem(401, "unauthorized", "send Fly's OIDC token of the machine as Authorization: Bearer")
         if relay.needed:
-            try:
-                return await relay.pass_on(request, content)
-            except NoLeader as error:
-                raise Problem(503, "no_leader", str(error), retry_after=2) from error
+            return await relay.pass_on(request, content)
         try:
             claims = await verifier.claims(token, proofs.issuer(did), proofs.audience)
             session, own, epoch = proofs.accept(did, claims)

@@ -15,7 +15,7 @@ import structlog
 from aiohttp import web
 
 from roost.agents.sessions import Sessions
-from roost.endpoint.relay import NoLeader, Relay
+from roost.endpoint.relay import Relay
 from roost.endpoint.walls import Problem, Route, Walls, bearer, body, connection, stranger, text, understood
 from roost.kube.client import Gone, Kube, KubeError, core_secret
 from roost.settings import GatewaySecret
@@ -104,10 +104,7 @@ def routes(walls: Walls, sessions: Sessions, relay: Relay, seed_secret: SeedSecr
         connection(request).caller = session
         walls.pace(said.sandbox_id)
         if relay.needed:
-            try:
-                return await relay.pass_on(request, content)
-            except NoLeader as error:
-                raise Problem(503, "no_leader", str(error), retry_after=2) from error
+            return await relay.pass_on(request, content)
         walls.current(session, request.headers.get(MACHINE_ID_HEADER), said.machine_id)
         try:
             sessions.check_in(session, said)

@@ -12,6 +12,7 @@ from typing import Self
 import aiohttp
 from aiohttp import web
 
+from roost.endpoint.problems import Problem
 from roost.endpoint.tls import Certificate
 from roost_agent.contract import GATEWAY_TOKEN_HEADERS, MACHINE_ID_HEADER, MAX_WAIT_SECONDS, TOKEN_HEADER
 
@@ -22,8 +23,11 @@ _THEIRS = ("Authorization", TOKEN_HEADER, *GATEWAY_TOKEN_HEADERS, MACHINE_ID_HEA
 _BACK = ("Cache-Control", "Content-Type", "Retry-After")
 
 
-class NoLeader(Exception):
+class NoLeader(Problem):
     """Nobody takes heartbeats just now; the message says why."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(503, "no_leader", why, retry_after=2)
 
 
 class Relay:

@@ -16,7 +16,7 @@ from multidict import CIMultiDict
 from prometheus_client import Counter
 
 from roost.agents.sessions import Sessions
-from roost.endpoint.relay import NoLeader, Relay
+from roost.endpoint.relay import Relay
 from roost.endpoint.walls import Handler, Problem, Route, Walls, body, connection, json_answer, understood
 from roost.kube.client import KubeError
 from roost.secrets.values import NotNow
@@ -211,8 +211,6 @@ class Endpoint:
             if answer.done():
                 return answer.result()
             raise Problem(503, "not_now", "this replica goes away", retry_after=1)
-        except NoLeader as error:
-            raise Problem(503, "no_leader", str(error), retry_after=2) from error
         finally:
             self._passing.discard(leaving)
             answer.cancel()
