@@ -133,9 +133,7 @@ def render(declared: Declared, did: str, value_of: ValueOf, gateway_token: str, 
             providers=_providers(spec),
             channels=_channels(spec),
             # Otherwise the machine is updated with its token, and fetches its bundle anew.
-            gateway=wire.BundleGateway(
-                token_epoch=spec.identity.token_epoch if spec.identity.bootstrap == "FlyOidc" else 0
-            ),
+            gateway=wire.BundleGateway(token_epoch=spec.identity.token_epoch if spec.identity.proves_itself else 0),
             env={name: value for name, value in env.items() if name not in secret_env},
             secret_env=secret_env,
             files=[

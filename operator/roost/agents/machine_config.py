@@ -39,7 +39,7 @@ def token_secret(view: AgentView) -> str:
 
 def proves_itself(view: AgentView) -> bool:
     """Whether the machine gets no token, and has its agent's for the one that Fly makes of it."""
-    return view.declared.spec.identity.bootstrap == "FlyOidc"
+    return view.declared.spec.identity.proves_itself
 
 
 def render(view: AgentView, volume_id: str) -> Config:

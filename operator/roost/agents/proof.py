@@ -70,7 +70,7 @@ class Proofs:
         """The Agent with this DID, when its machine proves itself so."""
         key = self._memories.key_of(did)
         memory = self._memories.get(key) if key is not None else None
-        return memory if memory is not None and memory.declared.spec.identity.bootstrap == "FlyOidc" else None
+        return memory if memory is not None and memory.declared.spec.identity.proves_itself else None
 
     def _place(self, memory: Memory) -> tuple[str, str]:
         """Org and app: pinned, declared or derived."""

@@ -186,7 +186,7 @@ class Sessions:
         roots, identity = self._here.roots, memory.declared.spec.identity
         epoch = identity.token_epoch
         # One that proves itself with Fly's token gets its new one as soon as the old one is refused.
-        over = memory.epoch_proved == epoch or memory.declared.revoked or identity.bootstrap == "FlyOidc"
+        over = memory.epoch_proved == epoch or memory.declared.revoked or identity.proves_itself
         before, root_before = epoch, roots.token
         if not over:
             # A machine that was given the new token has no use for the one before, whenever this process began.

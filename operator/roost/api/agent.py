@@ -80,6 +80,11 @@ class Identity(Block):
         "token that Fly makes for it, so that no secret of it is stored at Fly.",
     )
 
+    @property
+    def proves_itself(self) -> bool:
+        """Whether the machine gets no token, and has its agent's for the one that Fly makes of it."""
+        return self.bootstrap == "FlyOidc"
+
 
 class Fly(Block):
     """Where the agent lives at Fly. Nothing of it changes after creation."""
