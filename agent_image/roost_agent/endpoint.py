@@ -16,7 +16,7 @@ Redirects are not followed: the token goes to the configured address and nowhere
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -27,8 +27,17 @@ from pydantic import ValidationError
 from roost_agent.backoff import CALLS, REFUSED, Random
 from roost_agent.contract.bootstrap import TokenAnswer
 from roost_agent.contract.bundle import ConfigBundle
+from roost_agent.contract.checkin import Checkin
 from roost_agent.contract.heartbeat import Heartbeat, HeartbeatAnswer
-from roost_agent.contract.paths import MACHINE_ID_HEADER, TOKEN_HEADER, bundle_path, heartbeat_path, token_path
+from roost_agent.contract.paths import (
+    GATEWAY_TOKEN_HEADERS,
+    MACHINE_ID_HEADER,
+    TOKEN_HEADER,
+    bundle_path,
+    checkin_path,
+    heartbeat_path,
+    token_path,
+)
 from roost_agent.contract.wire import refused
 from roost_agent.proof import NoProof, fly_token
 from roost_agent.settings import Settings
@@ -51,6 +60,8 @@ __all__ = [
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 15.0
 """Beyond what the answer may be held open."""
+_CHECKIN_SECONDS = 10.0
+_GOOD = (200, 304)
 _LONGEST_RETRY_AFTER = 300.0
 
 
@@ -109,6 +120,7 @@ class Endpoint:
     def __init__(self, settings: Settings) -> None:
         self._bundle_url = settings.endpoint + bundle_path(settings.did)
         self._heartbeat_url = settings.endpoint + heartbeat_path(settings.did)
+        self._checkin_url = settings.endpoint + checkin_path(settings.did)
         self._token_url = settings.endpoint + token_path(settings.did)
         self._settings = settings
         self.token = settings.token
@@ -162,6 +174,22 @@ class Endpoint:
         except ValidationError as error:
             raise Unreachable(f"the answer to the heartbeat makes no sense ({refused(error)})") from None
 
+    async def checkin(self, body: Checkin, gateway_token: str) -> None:
+        """Posts figures, with both proofs; returns when they were taken.
+
+        Raises:
+            CallFailed, Superseded
+        """
+        await self._call(
+            "POST",
+            self._checkin_url,
+            headers={"Content-Type": "application/json", GATEWAY_TOKEN_HEADERS[0]: gateway_token},
+            body=body.write(),
+            seconds=_CHECKIN_SECONDS,
+            proof=_bearer,
+            good=(204,),
+        )
+
     async def prove(self) -> None:
         """Has a token in hand that was not refused, if need be for the one that Fly makes of this machine.
 
@@ -192,16 +220,20 @@ class Endpoint:
         headers: Mapping[str, str],
         body: bytes | None = None,
         seconds: float = _ANSWER_SECONDS,
+        proof: Callable[[str], Mapping[str, str]] = lambda token: {TOKEN_HEADER: token},
+        good: Container[int] = _GOOD,
     ) -> tuple[int, bytes]:
         await self.prove()
         token = self.token
         assert token is not None
         try:
-            return await self._send(method, url, headers={TOKEN_HEADER: token, **headers}, body=body, seconds=seconds)
+            proved = {**proof(token), **headers}
+            return await self._send(method, url, headers=proved, body=body, seconds=seconds, good=good)
         except NotAllowed:
             if (another := await self._another(token)) is None:
                 raise
-        return await self._send(method, url, headers={TOKEN_HEADER: another, **headers}, body=body, seconds=seconds)
+        proved = {**proof(another), **headers}
+        return await self._send(method, url, headers=proved, body=body, seconds=seconds, good=good)
 
     async def _another(self, refused: str) -> str | None:
         """A token that is not the one that was refused; None when there is no other."""
@@ -220,6 +252,7 @@ class Endpoint:
         headers: Mapping[str, str],
         body: bytes | None = None,
         seconds: float = _ANSWER_SECONDS,
+        good: Container[int] = _GOOD,
     ) -> tuple[int, bytes]:
         timeout = aiohttp.ClientTimeout(total=seconds, connect=_CONNECT_SECONDS)
         named = {MACHINE_ID_HEADER: self._settings.machine_id, **headers}
@@ -227,17 +260,21 @@ class Endpoint:
             async with self._session.request(
                 method, url, data=body, headers=named, timeout=timeout, allow_redirects=False
             ) as answer:
-                raise_for(answer.status, answer.headers.get("Retry-After"))
+                raise_for(answer.status, answer.headers.get("Retry-After"), good)
                 return answer.status, await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(f"no answer ({type(error).__name__})") from None
 
 
-def raise_for(status: int, retry_after: str | None) -> None:
+def _bearer(token: str) -> Mapping[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def raise_for(status: int, retry_after: str | None, good: Container[int] = _GOOD) -> None:
     """Raises what a status means, nothing for the good ones."""
+    if status in good:
+        return
     match status:
-        case 200 | 304:
-            return
         case 409:
             raise Superseded("superseded by another machine")
         case 401 | 403:

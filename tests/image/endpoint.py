@@ -15,6 +15,9 @@ from aiohttp import web
 
 from roost_agent.contract import (
     BUNDLE_ROUTES,
+    CHECKIN_ROUTES,
+    GATEWAY_TOKEN_ENV,
+    GATEWAY_TOKEN_HEADERS,
     HEARTBEAT_ROUTES,
     MACHINE_ID_HEADER,
     TOKEN_HEADER,
@@ -80,6 +83,9 @@ class OperatorDouble:
         self.next_seconds = 30
         self.beats: list[Beat] = []
         self.bundle_calls: list[tuple[float, dict[str, str]]] = []
+        self.checkin_answer: Answer | None = None
+        self.checkins: list[tuple[dict[str, Any], dict[str, str]]] = []
+        """Body and headers of those that proved themselves."""
         self.open = 0
         self.most_open = 0
         self._news = asyncio.Event()
@@ -100,6 +106,7 @@ class OperatorDouble:
         application = web.Application()
         application.router.add_get(BUNDLE_ROUTES[0], self._bundle)
         application.router.add_post(HEARTBEAT_ROUTES[0], self._heartbeat)
+        application.router.add_post(CHECKIN_ROUTES[0], self._checkin)
         application.router.add_post(TOKEN_ROUTE, self._exchange)
         self._runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -139,6 +146,17 @@ class OperatorDouble:
         if self.token_answer is not None:
             return self.token_answer()
         return web.json_response({"token": self.token, "epoch": 0}, headers={"Cache-Control": "no-store"})
+
+    async def _checkin(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        gateway = self.bundle["secretEnv"].get(GATEWAY_TOKEN_ENV)
+        proofs = request.headers.get("Authorization"), request.headers.get(GATEWAY_TOKEN_HEADERS[0])
+        if None in proofs:
+            return refuse(401)()
+        if proofs != (f"Bearer {self.token}", gateway) or not (request.match_info["did"] == body["sandboxId"] == DID):
+            return refuse(403)()
+        self.checkins.append((body, dict(request.headers)))
+        return web.Response(status=204) if self.checkin_answer is None else self.checkin_answer()
 
     async def _bundle(self, request: web.Request) -> web.Response:
         self.bundle_calls.append((time.monotonic(), dict(request.headers)))

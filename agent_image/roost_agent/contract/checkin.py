@@ -33,7 +33,8 @@ class Checkin(Wire):
     """One check-in. `sandbox_id` is the agent's DID; `load_avg5m` the load average over five minutes.
 
     `last_exit_reason` is `signal:<name>`, `code:<number>` or empty. Bytes and restarts since the last check-in are
-    deltas; `total_restarts` counts since the supervisor's start.
+    deltas; `total_restarts` counts since the supervisor's start, `failed_checkins` those tried since the last that was
+    answered with 204. `region` is Fly's code of where the machine says that it is.
     """
 
     sandbox_id: Name
@@ -53,3 +54,5 @@ class Checkin(Wire):
     disk_used_bytes: Count | None = None
     disk_total_bytes: Count | None = None
     product_telemetry: ProductTelemetry | None = None
+    failed_checkins: Count = 0
+    region: Label | None = None
