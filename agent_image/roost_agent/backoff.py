@@ -3,13 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["CALLS", "HEALTHY_SECONDS", "REFUSED", "RESTARTS", "Backoff", "deaths"]
+__all__ = ["CALLS", "REFUSED", "RESTARTS", "Backoff", "Random"]
 
 Random = Callable[[], float]
 """A source of numbers from 0 up to 1."""
-
-HEALTHY_SECONDS = 30.0
-"""A runtime that was ready for so long starts with a clean record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +32,3 @@ CALLS = Backoff(start=0.5, cap=30)
 """Between calls of an endpoint that does not answer."""
 REFUSED = Backoff(start=1, cap=60)
 """Between calls that were refused, or not understood: only a person or a rotation changes that."""
-
-
-def deaths(before: int, healthy_seconds: float) -> int:
-    """How many times in a row the runtime has now ended unasked, given how often before and how long it was ready."""
-    return 1 if healthy_seconds >= HEALTHY_SECONDS else before + 1

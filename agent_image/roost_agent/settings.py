@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import pwd
 import re
 import socket
 import ssl
@@ -11,8 +12,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from roost_agent.contract.bootstrap import BOOTSTRAP_ENV
+from roost_agent.contract.bundle import BundleGateway
 from roost_agent.contract.paths import ACTIVITY_FILE, DATA_DIRECTORY, PORTS
 from roost_agent.proof import SOCKET
+from roost_agent.runtime import User
 
 __all__ = ["TOKEN_VARIABLE", "BadEnvironment", "Settings", "read"]
 
@@ -24,6 +27,10 @@ _PRIVATE = ipaddress.ip_network("fdaa::/16")
 """Addresses of Fly's private network (6PN), which is encrypted between hosts."""
 _PRIVATE_NAMES = (".localhost", ".internal", ".flycast")
 _PASSED_ON = ("PATH", "HOME", "LANG", "TZ")
+_FETCHING = re.compile(r"npm_config_\w+|(https?|no)_proxy", re.IGNORECASE)
+_LOOPBACK, _LOOPBACK_NET = "127.0.0.1", 127
+_FIRST_PORT, _PORTS = 10_000, 20_000
+"""Below those that the kernel gives to clients."""
 _EVERY_ADDRESS = "::"
 
 
@@ -47,10 +54,24 @@ class Settings:
     data_dir: Path
     bind_address: str | None
     health_port: int
+    control_port: int
+    pairing_port: int
+    gateway_port: int
+    """The port of the proxy before the runtime's own."""
+    openclaw_port: int
+    """Where OpenClaw listens on 127.0.0.1, which machines that share one host share as well."""
     interval: float
     grace: float
     tls: ssl.SSLContext | None
     """Set when a private authority is to be trusted instead of the public ones."""
+    user: User | None
+    """As whom the runtime runs; None: as the supervisor does."""
+    openclaw_dir: Path
+    """Where the image has its versions of OpenClaw."""
+    node: Path
+    """The Node that runs them."""
+    fetch_env: Mapping[str, str] = field(repr=False)
+    """What a program that fetches packages gets of it: where from, and by which proxy."""
     base_env: Mapping[str, str] = field(repr=False)
     """What the runtime gets of the supervisor's own environment: never the token."""
 
@@ -61,7 +82,7 @@ def read(environ: Mapping[str, str]) -> Settings:
     Raises:
         BadEnvironment: with the sentence that says which variable, and what to do.
     """
-    data_dir = _data_dir(environ.get("DATA_DIR") or DATA_DIRECTORY)
+    data_dir = _data_dir(environ.get("DATA_DIR") or DATA_DIRECTORY, mount=_truth(environ, "ROOST_REQUIRE_MOUNT"))
     bind = _bind_address(environ.get("ROOST_BIND_ADDRESS"))
     base = {k: v for k, v in environ.items() if k in _PASSED_ON or k.startswith("FLY_")}
     base |= {"DATA_DIR": str(data_dir), "ROOST_BIND_ADDRESS": bind or _EVERY_ADDRESS}
@@ -75,10 +96,15 @@ def read(environ: Mapping[str, str]) -> Settings:
         machine_version=_fly_id(environ, "FLY_MACHINE_VERSION"),
         data_dir=data_dir,
         bind_address=bind,
-        health_port=int(_number(environ, "HEALTH_PORT", PORTS["health"], least=1, most=65535)),
+        **_ports(environ),
+        openclaw_port=_openclaw_port(bind),
         interval=_number(environ, "HEARTBEAT_INTERVAL_MS", 30_000, least=1000, most=3_600_000) / 1000,
         grace=_number(environ, "ROOST_STOP_GRACE_SECONDS", 10, least=0, most=3600),
         tls=_tls(environ.get("ROOST_CA_FILE")),
+        user=_user(environ.get("ROOST_RUNTIME_USER")),
+        openclaw_dir=Path(environ.get("ROOST_OPENCLAW_DIR") or "/opt/openclaw"),
+        node=Path(environ.get("ROOST_NODE") or "/opt/node/bin/node"),
+        fetch_env={k: v for k, v in environ.items() if k == "PATH" or _FETCHING.fullmatch(k)},
         base_env={"PATH": os.defpath} | base,
     )
 
@@ -158,7 +184,48 @@ def _fly_id(environ: Mapping[str, str], name: str) -> str | None:
     return value
 
 
-def _data_dir(text: str) -> Path:
+def _ports(environ: Mapping[str, str]) -> dict[str, int]:
+    """The four ports, each another one."""
+    names = {"health": "HEALTH_PORT", "control": "CONTROL_PORT", "pairing": "PAIRING_PORT", "gateway": "GATEWAY_PORT"}
+    ports = {f"{key}_port": int(_number(environ, name, PORTS[key], least=1, most=65535)) for key, name in names.items()}
+    if len(set(ports.values())) < len(ports):
+        raise BadEnvironment(f"{', '.join(names.values())} are not four different ports: change one, or leave it out.")
+    return ports
+
+
+def _openclaw_port(bind: str | None) -> int:
+    """3001 of a machine's own; another one for each machine of a laptop, told apart by its address of 127.0.0.0/8."""
+    number = int(ipaddress.ip_address(bind or _LOOPBACK))
+    if bind is None or ipaddress.ip_address(bind).version == 6 or number >> 24 != _LOOPBACK_NET or bind == _LOOPBACK:
+        return BundleGateway().port
+    return _FIRST_PORT + number % _PORTS
+
+
+def _truth(environ: Mapping[str, str], name: str) -> bool:
+    match (environ.get(name) or "false").lower():
+        case "true" | "1":
+            return True
+        case "false" | "0":
+            return False
+        case other:
+            raise BadEnvironment(f"{name} is {other!r}: set it to true or false, or leave it out.")
+
+
+def _user(name: str | None) -> User | None:
+    """The user of that name or number, and its group."""
+    if not name:
+        return None
+    try:
+        entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+    except KeyError:
+        raise BadEnvironment(f"ROOST_RUNTIME_USER is {name!r}, whom this image does not know: add the user.") from None
+    if entry.pw_uid == 0 or (os.geteuid() != 0 and entry.pw_uid != os.geteuid()):
+        what = "root" if entry.pw_uid == 0 else "a user that only root can become"
+        raise BadEnvironment(f"ROOST_RUNTIME_USER is {name!r}, {what}: set it to another user, or leave it out.")
+    return User(entry.pw_uid, entry.pw_gid)
+
+
+def _data_dir(text: str, *, mount: bool) -> Path:
     path = Path(text)
     if not path.is_absolute():
         raise BadEnvironment(f"DATA_DIR is {text!r}: set it to an absolute path.")
@@ -168,6 +235,11 @@ def _data_dir(text: str) -> Path:
         raise BadEnvironment(
             f"DATA_DIR {text} is no directory and can't be made ({error.strerror}): mount a volume there."
         ) from error
+    if mount and not path.is_mount():
+        raise BadEnvironment(
+            f"DATA_DIR {text} is no mount, so all that is kept there would be lost: mount a volume there, or leave "
+            "ROOST_REQUIRE_MOUNT out."
+        )
     return path
 
 

@@ -5,25 +5,26 @@ Every change that the operator should hear of sets `news`.
 
 import asyncio
 import re
-import shutil
 from collections.abc import Callable
+from datetime import datetime
 from typing import Protocol
 
 import psutil
 
-from roost_agent import __version__
+from roost_agent import __version__, host
 from roost_agent.activity import Signs
 from roost_agent.contract.heartbeat import (
     BootPhase,
-    Disk,
     Heartbeat,
     ProcessState,
     RuntimeState,
     Status,
 )
+from roost_agent.contract.wire import instant
+from roost_agent.runtime import Sight
 from roost_agent.settings import Settings
 
-__all__ = ["RuntimeSight", "Vitals"]
+__all__ = ["RuntimeSight", "TrafficSight", "Vitals"]
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MOST_TROUBLES = 16
@@ -38,6 +39,15 @@ class RuntimeSight(Protocol):
     def state(self) -> RuntimeState: ...
     @property
     def ready(self) -> bool: ...
+
+
+class TrafficSight(Protocol):
+    """What can be seen of those who come through the supervisor to the runtime."""
+
+    @property
+    def connections(self) -> int: ...
+    @property
+    def last_at(self) -> datetime | None: ...
 
 
 class Vitals:
@@ -59,7 +69,11 @@ class Vitals:
         self.restarted_at: str | None = None
         self.last_command: str | None = None
         self.runtime: RuntimeSight | None = None
+        self.sight: Callable[[], Sight] = Sight
+        """What the runtime says of itself."""
+        self.traffic: TrafficSight | None = None
         self.activity = Signs()
+        self._listeners: list[Callable[[], None]] = []
         self._drain = ("", float("-inf"))
         """The last command to drain, and until when its effect lasts at most, by the clock."""
         self._troubles: dict[str, str] = {}
@@ -68,12 +82,19 @@ class Vitals:
         self._clock = clock
 
     def changed(self) -> None:
-        """There is news: the operator hears it at once."""
+        """There is news: the operator hears it at once, and so does everybody who listens."""
         self.news.set()
+        for listener in tuple(self._listeners):
+            listener()
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Calls it at every change; it must neither block nor raise. Returns how to stop that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
 
     def trouble(self, topic: str, text: str | None) -> bool:
         """Says what is wrong with a topic, or (None) that it is well again; True when that is new."""
-        line = None if text is None else _UNPRINTABLE.sub(" ", f"{topic}: {text}")[:200]
+        line = None if text is None else _line(topic, text)
         if self._troubles.get(topic) == line:
             return False
         if line is None:
@@ -90,6 +111,11 @@ class Vitals:
         return True
 
     @property
+    def _active_sessions(self) -> int | None:
+        said = self.activity.active_sessions
+        return self.sight().active_sessions if said is None else said
+
+    @property
     def ready(self) -> bool:
         return self.runtime is not None and self.runtime.ready and not self.stopping
 
@@ -99,13 +125,23 @@ class Vitals:
         if self.stopping:
             return Status.STOPPING
         crashed = self.runtime is not None and self.runtime.state.state is ProcessState.CRASHED
-        if self.activity.active_sessions and not crashed and self._clock() < self._drain[1]:
+        if self._active_sessions and not crashed and self._clock() < self._drain[1]:
             return Status.DRAINING
-        if self._troubles or crashed:
+        if self.degraded or crashed:
             return Status.DEGRADED
         return Status.RUNNING if self.ready else Status.STARTING
 
+    @property
+    def degraded(self) -> list[str]:
+        """What is wrong, each with its topic: as the supervisor sees it, then as the runtime says."""
+        said = [_line(topic, text) for topic, text in self.sight().troubles.items()]
+        return [*self._troubles.values(), *said][:_MOST_TROUBLES]
+
     def heartbeat(self) -> Heartbeat:
+        sight, signs, traffic = self.sight(), self.activity, self.traffic
+        passed = None if traffic is None or traffic.last_at is None else traffic.last_at.isoformat("T", "milliseconds")
+        said = [at for at in (sight.last_activity_at, signs.last_activity_at, passed) if at is not None]
+        through = 0 if traffic is None else traffic.connections
         return Heartbeat(
             status=self.status,
             openclaw_version=self.runtime_version,
@@ -117,20 +153,19 @@ class Vitals:
             bundle_revision=self.revision,
             boot_phase=self.phase,
             ready=self.ready,
-            degraded=list(self._troubles.values())[:_MOST_TROUBLES],
+            degraded=self.degraded,
             runtime=self.runtime.state if self.runtime else None,
             restarted_at=self.restarted_at,
-            disk=self._disk(),
+            disk=host.disk(self._settings.data_dir),
             last_command_id=self.last_command,
-            active_sessions=self.activity.active_sessions,
-            last_activity_at=self.activity.last_activity_at,
-            next_scheduled_run_at=self.activity.next_scheduled_run_at,
-            connections=self.activity.connections,
+            channels=dict(sight.channels),
+            pending_pairings=sight.pending_pairings,
+            active_sessions=self._active_sessions,
+            last_activity_at=max(said, key=instant, default=None),
+            next_scheduled_run_at=signs.next_scheduled_run_at or sight.next_scheduled_run_at,
+            connections=None if signs.connections is None else signs.connections + through,
         )
 
-    def _disk(self) -> Disk | None:
-        try:
-            usage = shutil.disk_usage(self._settings.data_dir)
-        except OSError:
-            return None
-        return Disk(used_bytes=usage.used, total_bytes=usage.total)
+
+def _line(topic: str, text: str) -> str:
+    return _UNPRINTABLE.sub(" ", f"{topic}: {text}")[:200]

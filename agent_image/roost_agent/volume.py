@@ -1,35 +1,66 @@
 """What the supervisor keeps on the data volume: the bundle's files, and its own corner below `.roost/`.
 
 In the corner are the last good bundle, sealed, and a short memory without secrets: which files came from the bundle,
-and which `restartedAt` is in effect. All of it may be lost or spoilt without harm; nothing here is trusted.
+which `restartedAt` is in effect, and which version the runtime's state belongs to. All of it may be lost or spoilt
+without harm; nothing here is trusted.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import structlog
 from pydantic import ConfigDict, Field, ValidationError
 
-from roost_agent.contract.bundle import BundleFile, FilePath
+from roost_agent.contract.bundle import FilePath
 from roost_agent.contract.paths import RESERVED_DIRECTORY
 from roost_agent.contract.tokens import BadSeal, seal, unseal
-from roost_agent.contract.wire import RestartedAt, Wire
+from roost_agent.contract.wire import Line, Name, RestartedAt, Version, Wire
+from roost_agent.runtime import Layout, User
 from roost_agent.tree import Staged, Tree
 
-__all__ = ["Volume"]
+__all__ = ["Memory", "Rejected", "Trial", "Volume"]
 
 _SEALED = f"{RESERVED_DIRECTORY}/bundle.sealed"
 _MEMORY = f"{RESERVED_DIRECTORY}/memory.json"
+_OURS_AND_THEIRS = 0o1777
+"""As of /tmp: whoever has a directory there keeps it, and nobody else can move it away."""
 _log = structlog.get_logger()
 
 
-class _Memory(Wire):
-    """What outlives a boot. Only what is understood is kept: someone else may have written it."""
+class Trial(Wire):
+    """A version that runs and has not proved itself yet, the one before, and the snapshot of that one's state."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    version: Version
+    before: Version
+    snapshot: Name
+
+
+class Rejected(Wire):
+    """A version that was taken back, why, and the `restartedAt` of that time: another one is leave to try again."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    version: Version
+    why: Line
+    restarted_at: RestartedAt | None = None
+
+
+class Memory(Wire):
+    """What outlives a boot. Only what is understood is kept: someone else may have written it.
+
+    `version` is the one to which the runtime's state belongs.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
     files: list[FilePath] = Field(default_factory=list)
     restarted_at: RestartedAt | None = None
+    version: Version | None = None
+    trial: Trial | None = None
+    rejected: Rejected | None = None
 
 
 class Volume:
@@ -38,32 +69,50 @@ class Volume:
     `token` gives the agent's token, None while there is none.
     """
 
-    def __init__(self, root: Path, token: Callable[[], str | None]) -> None:
+    def __init__(self, root: Path, token: Callable[[], str | None], user: User | None = None) -> None:
         self._tree = Tree(root)
+        self._given = Tree(root, user)
+        self._root = root
+        self._user = user
         self._token = token
 
-    def put(self, files: Sequence[BundleFile]) -> None:
+    def settle(self) -> None:
+        """Makes the volume's root a place where the child may put things of its own, and touch nothing of ours."""
+        if self._user is not None and os.geteuid() == 0:
+            os.chown(self._root, 0, 0)
+            self._root.chmod(_OURS_AND_THEIRS)
+        self._tree.make(RESERVED_DIRECTORY)
+        (self._root / RESERVED_DIRECTORY).chmod(0o711)  # through it the child reaches the versions that lie there
+
+    def put(self, layout: Layout) -> None:
         """Makes the bundle's files be those: writes them all, and removes those that an earlier bundle had brought.
 
         First everything new is written beside its place, so that a full disk or a planted link leaves all as it was.
         """
-        memory = self._remembered()
-        wanted = {str(PurePosixPath(f.path)): f for f in files}
+        memory = self.memory
+        wanted = {str(PurePosixPath(f.path)): f for f in layout.files}
+        for directory in layout.directories:
+            self._given.make(directory)
         staged: list[Staged] = []
         try:
             for path, file in wanted.items():
                 content, mode = file.content.encode(), int(file.mode, 8)
-                if not self._tree.holds(path, content, mode):
-                    staged.append(self._tree.stage(path, content, mode))
+                if not self._given.holds(path, content, mode):
+                    staged.append(self._given.stage(path, content, mode))
             # Remembered before they appear: a file that is not remembered would never be removed.
-            self._remember(files=sorted({*memory.files, *wanted}))
+            self.remember(files=sorted({*memory.files, *wanted}))
+            while staged:
+                self._given.commit(staged[0])
+                del staged[0]
         except OSError:
             self._discard(staged)
             raise
-        for each in staged:
-            self._tree.commit(each)
+        for seed in layout.seeds:
+            self._given.write_new(seed.path, seed.content.encode(), int(seed.mode, 8))
+        for directory in layout.closed:
+            self._given.clear(directory, keep=wanted)
         left = [path for path in memory.files if path not in wanted and not self._removed(path)]
-        self._remember(files=sorted([*wanted, *left]))
+        self.remember(files=sorted([*wanted, *left]))
 
     def keep(self, bundle: bytes) -> None:
         """Keeps this bundle, sealed, as the one to start with while the endpoint is away."""
@@ -88,34 +137,30 @@ class Volume:
         self._tree.remove(_SEALED)
 
     @property
-    def restarted_at(self) -> str | None:
-        return self._remembered().restarted_at
-
-    def remember_restart(self, restarted_at: str | None) -> None:
-        self._remember(restarted_at=restarted_at)
-
-    def _remembered(self) -> _Memory:
+    def memory(self) -> Memory:
+        """What is remembered; nothing, when that can't be read or understood. Never raises."""
         try:
-            return _Memory.read(self._tree.read(_MEMORY))
+            return Memory.read(self._tree.read(_MEMORY))
         except (OSError, ValidationError):
-            return _Memory()
+            return Memory()
 
-    def _remember(self, **change: object) -> None:
-        before = self._remembered()
+    def remember(self, **change: object) -> None:
+        """Changes fields of the memory."""
+        before = self.memory
         if (after := before.model_copy(update=change)) != before:
             self._tree.write(_MEMORY, after.write())
 
     def _discard(self, staged: Sequence[Staged]) -> None:
         for each in staged:
             try:
-                self._tree.discard(each)
+                self._given.discard(each)
             except OSError:
                 pass
 
     def _removed(self, path: str) -> bool:
         """False when a file is still there, which must not keep the new configuration from taking effect."""
         try:
-            self._tree.remove(path)
+            self._given.remove(path)
         except OSError as error:
             _log.warning("file of an earlier bundle not removed", path=path, why=error.strerror)
             return False

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import roost_agent
-from roost_agent.backoff import CALLS, HEALTHY_SECONDS, REFUSED, RESTARTS, Backoff, deaths
+from roost_agent.backoff import CALLS, REFUSED, RESTARTS, Backoff
 from roost_agent.contract import Command, HeartbeatAnswer
 from roost_agent.endpoint import Busy, NotAllowed, NotUnderstood, Superseded, Unreachable, pause, raise_for
 from roost_agent.heartbeat import gap
+from roost_agent.policy import Life, Next, steady
 from roost_agent.readiness import follow
 from roost_agent.settings import BadEnvironment, read
 from roost_agent.vitals import Vitals
@@ -26,9 +27,10 @@ def test_the_waits_between_starts() -> None:
 
 
 def test_half_a_minute_of_health_clears_the_record() -> None:
-    assert deaths(7, HEALTHY_SECONDS - 0.1) == 8
-    assert deaths(7, HEALTHY_SECONDS) == 1
-    assert deaths(0, 0) == 1
+    ill, well = Life(0, 29.9, 1), Life(0, 30, 1)
+    assert steady([ill] * 8, lambda: 0.5) == Next(128)
+    assert steady([ill] * 7 + [well], lambda: 0.5) == Next(1)
+    assert steady([well, ill], lambda: 0.5) == Next(2)
 
 
 @given(st.floats(0.01, 10), st.floats(10, 1000), st.integers(1, 200), st.floats(0, 1, exclude_max=True))

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from resolving import MECHANISMS, resolve_by
 from roost_agent.contract import BundleFile
+from roost_agent.runtime import Layout
 from roost_agent.tree import Tree
 from roost_agent.volume import Volume
 
 TOKEN = "a-token"
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+@pytest.fixture(params=MECHANISMS)
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    resolve_by(request.param, monkeypatch)
     made = tmp_path / "data"
     made.mkdir()
     return made
@@ -86,13 +89,13 @@ def test_a_link_is_not_read(root: Path) -> None:
 
 def test_all_the_files_or_none(root: Path) -> None:
     volume = Volume(root, lambda: TOKEN)
-    volume.put([BundleFile(path="a", content="1"), BundleFile(path="c/d", content="1")])
+    volume.put(Layout([BundleFile(path="a", content="1"), BundleFile(path="c/d", content="1")]))
     (root / "b").mkdir()
     with pytest.raises(IsADirectoryError, match="b is a directory"):
-        volume.put([BundleFile(path="a", content="2"), BundleFile(path="b", content="2")])
+        volume.put(Layout([BundleFile(path="a", content="2"), BundleFile(path="b", content="2")]))
     assert (root / "a").read_text() == "1"
     assert everything(root) == {".roost", ".roost/memory.json", "a", "b", "c", "c/d"}
-    volume.put([BundleFile(path="a", content="2")])
+    volume.put(Layout([BundleFile(path="a", content="2")]))
     assert (root / "a").read_text() == "2"
     assert everything(root) == {".roost", ".roost/memory.json", "a", "b", "c"}
 
@@ -100,12 +103,12 @@ def test_all_the_files_or_none(root: Path) -> None:
 def test_what_is_already_so_is_not_written_again(root: Path) -> None:
     volume = Volume(root, lambda: TOKEN)
     file = BundleFile(path="a", mode="0640", content="1")
-    volume.put([file])
+    volume.put(Layout([file]))
     before = (root / "a").stat()
-    volume.put([file])
+    volume.put(Layout([file]))
     assert (root / "a").stat().st_ino == before.st_ino
     (root / "a").chmod(0o600)
-    volume.put([file])
+    volume.put(Layout([file]))
     assert stat.S_IMODE((root / "a").stat().st_mode) == 0o640
 
 
@@ -131,7 +134,7 @@ def test_nothing_is_removed_that_a_spoilt_memory_names(root: Path) -> None:
         (root / ".roost/memory.json").write_text(spoilt)
         volume = Volume(root, lambda: TOKEN)
         volume.keep(b"kept")
-        volume.put([])
+        volume.put(Layout([]))
         assert volume.last_good() == b"kept"
     assert (root.parent / "precious").read_text() == "stays"
 
@@ -154,22 +157,22 @@ def test_the_kept_bundle_opens_only_with_its_token(root: Path) -> None:
 
 def test_a_file_that_could_not_be_removed_is_not_forgotten(root: Path) -> None:
     volume = Volume(root, lambda: TOKEN)
-    volume.put([BundleFile(path="d/a", content="1")])
+    volume.put(Layout([BundleFile(path="d/a", content="1")]))
     (root / "d").rename(root / "moved")
     (root / "d").symlink_to("moved")
-    volume.put([])
+    volume.put(Layout([]))
     assert (root / "moved/a").exists()
     (root / "d").unlink()
     (root / "moved").rename(root / "d")
-    volume.put([])
+    volume.put(Layout([]))
     assert not (root / "d/a").exists()
 
 
 def test_a_restart_is_remembered_beside_the_files(root: Path) -> None:
     volume = Volume(root, lambda: TOKEN)
-    assert volume.restarted_at is None
-    volume.put([BundleFile(path="a", content="1")])
-    volume.remember_restart("2026-11-21T10:00:00Z")
-    volume.put([])
-    assert Volume(root, lambda: TOKEN).restarted_at == "2026-11-21T10:00:00Z"
+    assert volume.memory.restarted_at is None
+    volume.put(Layout([BundleFile(path="a", content="1")]))
+    volume.remember(restarted_at="2026-11-21T10:00:00Z")
+    volume.put(Layout([]))
+    assert Volume(root, lambda: TOKEN).memory.restarted_at == "2026-11-21T10:00:00Z"
     assert not (root / "a").exists()

@@ -19,6 +19,7 @@ from machine import Machine, alive, eventually
 
 from roost_agent.contract import BundleFile, ConfigBundle, Heartbeat, Status
 from roost_agent.endpoint import CallFailed, Endpoint, Fetched, Superseded, understood
+from roost_agent.runtime import Layout
 from roost_agent.runtime.command import CommandRuntime
 from roost_agent.settings import Settings, read
 from roost_agent.volume import Volume
@@ -111,11 +112,11 @@ def test_any_bundle_is_carried_out_as_far_as_it_can_be_or_told_to_make_no_sense(
         root.mkdir()
         volume = Volume(root, lambda: TOKEN)
         if made.runtime is not None and made.runtime.command is not None:
-            launch = CommandRuntime().launch(made, {"PATH": os.defpath}, root)
+            launch = CommandRuntime({"PATH": os.defpath}, root, "127.0.0.1", None).launch(made)
             assert not [text for text in (*launch.argv, *launch.env.values()) if "\0" in text]
             assert MARKER not in repr(launch)
         with suppress(OSError):
-            volume.put(made.files)
+            volume.put(Layout(made.files))
         volume.keep(raw)
         assert volume.last_good() == raw
         assert sorted(p.name for p in Path(folder).iterdir()) == ["data"], "nothing is written elsewhere"
@@ -140,7 +141,7 @@ def test_files_that_are_in_each_others_way_are_no_defect(paths: list[str]) -> No
         volume = Volume(Path(folder), lambda: TOKEN)
         for content in ("one", "two"):
             with suppress(OSError):
-                volume.put([BundleFile(path=p, content=content) for p in paths])
+                volume.put(Layout([BundleFile(path=p, content=content) for p in paths]))
 
 
 # --- Answers ----------------------------------------------------------------------------------------------------------

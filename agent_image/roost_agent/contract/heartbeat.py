@@ -61,6 +61,8 @@ class BootPhase(Word):
     CONFIGURE = "configure"
     START = "start"
     HEARTBEAT = "heartbeat"
+    CONTROL = "control"
+    PAIRING = "pairing"
     DONE = "done"
     UNKNOWN = "unknown"
 

@@ -38,7 +38,10 @@ GATEWAY_TOKEN_ENV = "OPENCLAW_GATEWAY_TOKEN"  # noqa: S105 - a name
 MACHINE_ID_HEADER = "X-Machine-Id"
 
 PORTS = MappingProxyType({"gateway": 18789, "control": 18790, "pairing": 18791, "health": 18792})
-"""TCP ports inside the machine. Only `health` is opened by the supervisor; the others are kept free for the runtime."""
+"""TCP ports inside the machine. The supervisor opens `health`, and with OpenClaw the others too.
+
+`gateway` is then a proxy before the runtime's own port; with a Command those three are the runtime's.
+"""
 
 DATA_DIRECTORY = "/data"
 RESERVED_DIRECTORY = ".roost"
