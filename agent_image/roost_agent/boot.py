@@ -19,16 +19,22 @@ import structlog
 from roost_agent import health, log
 from roost_agent.activity import Activity
 from roost_agent.backoff import Random
+from roost_agent.checkin import CheckinLoop
 from roost_agent.contract.bundle import RuntimeKind
 from roost_agent.contract.exits import Exit
 from roost_agent.contract.heartbeat import BootPhase
-from roost_agent.control import Control, Revoked
+from roost_agent.control import Control, Meant, Revoked
+from roost_agent.doors import CONTROL, GATEWAY, PAIRING, Doors
 from roost_agent.endpoint import CallFailed, Ended, Endpoint, Fetched, Superseded, pause, understood
 from roost_agent.heartbeat import Heart
 from roost_agent.reaper import Reaper
 from roost_agent.runtime.command import CommandRuntime
+from roost_agent.runtime.openclaw.binding import OpenClawRuntime
+from roost_agent.servers.proxy import Traffic
 from roost_agent.settings import Settings
+from roost_agent.snapshot import NotRestored, Snapshots
 from roost_agent.supervisor import Supervisor
+from roost_agent.update import Update
 from roost_agent.vitals import Vitals
 from roost_agent.volume import Volume
 
@@ -84,31 +90,78 @@ class _Life:
         self._running: asyncio.Task[None] | None = None
         self._controlling: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
+        self._checking_in: asyncio.Task[None] | None = None
+        self._kept: Fetched | None = None
+        """The last good bundle, as the volume had it."""
         self._ending: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._vitals = Vitals(settings, began=began, clock=clock)
-        self._volume = Volume(settings.data_dir, lambda: endpoint.token)
+        self._volume = Volume(settings.data_dir, lambda: endpoint.token, settings.user)
         self._activity = Activity(settings.data_dir, settings.bind_address, _wall)
         self._reaper = Reaper()
         self._supervisor = Supervisor(
             self._reaper,
             grace=settings.grace,
-            address=settings.bind_address or _LOOPBACK,
             before_start=self._activity.forget,
             changed=self._vitals.changed,
+            trouble=lambda why: self._vitals.trouble("process", why),
             clock=clock,
+            random=random,
         )
         self._vitals.runtime = self._supervisor
+        address = settings.bind_address or _LOOPBACK
+        openclaw = OpenClawRuntime(
+            settings,
+            self._reaper.run,
+            token=lambda: self._control.gateway_token,
+            hidden=lambda: self._control.secrets,
+            changed=self._vitals.changed,
+        )
+        traffic = self._vitals.traffic = Traffic(_wall)
+        self._doors = Doors(
+            settings,
+            self._vitals,
+            openclaw.pairings,
+            traffic,
+            openclaw.address,
+            offer=lambda commands: self._control.offer(commands),  # noqa: PLW0108 - it is made below
+            token=lambda: self._control.gateway_token,
+        )
+        snapshots = Snapshots(
+            settings.data_dir,
+            settings.did,
+            live=lambda: self._supervisor.state.pid is not None,
+            now=_wall,
+            owner=settings.user,
+        )
+        self._update = Update(self._volume, snapshots, self._supervisor, now=_wall)
         self._control = Control(
             settings,
             endpoint,
             self._volume,
-            {RuntimeKind.COMMAND: CommandRuntime()},
+            {
+                RuntimeKind.COMMAND: CommandRuntime(settings.base_env, settings.data_dir, address, settings.user),
+                RuntimeKind.OPENCLAW: openclaw,
+            },
             self._supervisor,
             self._vitals,
+            self._update,
+            serve=self._doors.suit,
             end=self._end,
             clock=clock,
             random=random,
         )
+        log.hide(lambda: self._control.secrets)
+        self._checkin = CheckinLoop(
+            settings,
+            endpoint,
+            self._vitals,
+            bundle=lambda: self._control.bundle,
+            probe=self._probed,
+            began=began,
+            clock=clock,
+            random=random,
+        )
+        self._openclaw = openclaw
         self._heart = Heart(
             endpoint, self._vitals, self._activity, offer=self._control.offer, clock=clock, wall=_wall, random=random
         )
@@ -124,15 +177,23 @@ class _Life:
         self._vitals.changed()
         if isinstance(cause, Revoked | Superseded):
             await self._forget()
-        await _cancelled(boot, self._controlling)
-        self._supervisor.stop()
+        await _cancelled(boot, self._controlling, self._checking_in)
+        await self._drained()
         if self._running is not None:
             await asyncio.wait({self._running})
         self._reaper.kill_descendants()
+        await self._doors.close()
         await _cancelled(self._beating)
         if self._beating is not None and not isinstance(cause, Superseded):
             await self._heart.last()
         return _verdict(cause)
+
+    async def _drained(self) -> None:
+        """Lets the runtime finish its turns within half of the grace; what is left of that is for its end."""
+        began, grace = self._clock(), self._settings.grace
+        if (binding := self._control.binding) is not None and self._supervisor.ready:
+            await binding.drain(grace / 2)
+        self._supervisor.stop(max(0.0, grace - (self._clock() - began)))
 
     async def _boot(self) -> None:
         settings, vitals = self._settings, self._vitals
@@ -146,18 +207,29 @@ class _Life:
                 raise Revoked("revoked")
         structlog.contextvars.bind_contextvars(agent=f"{bundle.agent.namespace}/{bundle.agent.name}")
         runs = self._control.runs(bundle)
+        meant = await self._control.meant(fetched) if runs else None
         with self._step(BootPhase.INSTALL):
-            installed = runs and await self._control.install(bundle)
+            await self._settle()
+            installed = meant is not None and await self._control.install(meant)
         with self._step(BootPhase.CONFIGURE):
-            whole = runs and await self._control.configure(bundle, fetched.raw) and installed
+            whole = meant is not None and installed and await self._control.configure(meant)
+            if meant is not None and not whole and (good := await self._last_good_instead()) is not None:
+                meant, installed, whole, fresh = good, True, True, False
         with self._step(BootPhase.START):
-            launch = await self._control.first(bundle, whole=whole, fresh=fresh) if runs else None
+            launch = None
+            if meant is not None and installed:
+                launch = await self._control.first(meant, whole=whole, fresh=fresh)
             self._running = self._begin(self._supervisor.run(launch))
         with self._step(BootPhase.HEARTBEAT):
             if not fresh:
                 self._control.fetch_soon()
             self._controlling = self._begin(self._control.run())
             self._beating = self._begin(self._heart.run())
+            self._checking_in = self._begin(self._checkin.run())
+        with self._step(BootPhase.CONTROL):
+            await self._doors.suit(bundle, GATEWAY, CONTROL)
+        with self._step(BootPhase.PAIRING):
+            await self._doors.suit(bundle, PAIRING)
         vitals.phase = BootPhase.DONE
         vitals.changed()
         _log.info(
@@ -176,6 +248,21 @@ class _Life:
             raise _PortTaken(f"HEALTH_PORT {port} can't be opened ({error.strerror}): does another run here?") from None
         self._stack.push_async_callback(runner.cleanup)
 
+    async def _probed(self) -> tuple[str, str] | None:
+        """Version and commit of the runtime; None for one that has none."""
+        bundle = self._control.bundle
+        return await self._openclaw.probe(bundle) if bundle is not None and bundle.has_gateway else None
+
+    async def _settle(self) -> None:
+        """Makes the volume ready. One that can't be written to is told, and stops nothing."""
+        for what in (self._volume.settle, self._update.recover):
+            try:
+                await asyncio.to_thread(what)
+            except (OSError, NotRestored) as error:
+                why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+                self._vitals.trouble("volume", why)
+                _log.warning("degraded", topic="volume", why=why)
+
     async def _first_bundle(self) -> tuple[Fetched, bool]:
         """The bundle to start with, and whether it is the endpoint's.
 
@@ -183,7 +270,8 @@ class _Life:
         bundle that this image can't run changes nothing.
         """
         await self._until("token", self._endpoint.prove)  # without one, nothing could be unsealed
-        kept = await self._last_good()
+        kept = self._kept = await self._last_good()
+        self._control.remembers(kept)
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS if kept else None):
                 fetched = await self._fetched(_PATIENCE_ATTEMPTS if kept else None)
@@ -196,6 +284,14 @@ class _Life:
             _log.warning("starting with the last good bundle", why=why)
             self._vitals.trouble("bundle", f"running with the last good copy: {why}")
             return kept, False
+
+    async def _last_good_instead(self) -> Meant | None:
+        """The bundle from the volume, ready to be started, when the one that was fetched can't be applied."""
+        kept = self._kept
+        if kept is None or kept.bundle is None or not self._control.runs(kept.bundle):
+            return None
+        meant = await self._control.meant(kept)
+        return meant if await self._control.install(meant) and await self._control.configure(meant) else None
 
     async def _fetched(self, attempts: int | None) -> Fetched:
         """The bundle, when there is one; the last of so many failures is raised."""
@@ -236,6 +332,7 @@ class _Life:
     def _step(self, phase: BootPhase) -> Iterator[None]:
         """Names a step while it lasts, and logs how long it took."""
         self._vitals.phase = phase
+        self._vitals.changed()
         began = self._clock()
         yield
         _log.info("boot step", phase=phase, seconds=round(self._clock() - began, 3))

@@ -54,9 +54,13 @@ class Machine:
 
     def start(self, *under: str, **environment: str) -> None:
         """Starts the supervisor, below another program if that is given."""
+        self.run([*under, sys.executable, "-m", "roost_agent"], **environment)
+
+    def run(self, argv: Sequence[str], **environment: str) -> None:
+        """Starts this program as the machine's first."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*under, sys.executable, "-m", "roost_agent"],
+                argv,
                 env=self.environment | environment,
                 stdout=log,
                 stderr=log,

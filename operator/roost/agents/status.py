@@ -166,7 +166,7 @@ def _config_applied(view: AgentView, end: Step) -> Verdict:
         return "Unknown", Reason.UNHEARD, ""
     if beat.bundle_revision == view.bundle_revision:
         return "True", Reason.CONFIG_CURRENT, ""
-    failed = next((text for text in beat.degraded if text.startswith("config")), None)
+    failed = next((text for text in beat.degraded if text.startswith(("configure", "install"))), None)
     return ("False", Reason.CONFIG_FAILED, failed) if failed else ("False", Reason.CONFIG_PENDING, "")
 
 

@@ -365,8 +365,8 @@ class Runtime(Block):
     """What runs inside: the agent itself."""
 
     kind: Literal["OpenClaw", "Command"] = Field(
-        description="OpenClaw: the named version of it, as it is described here; the supervisor is told of it and "
-        "can't run it yet. Command: the program in command, kept alive by the supervisor."
+        description="OpenClaw: the named version of it, set up as it is described here. Command: the program in "
+        "command. Either is kept alive by the supervisor."
     )
     version: str | None = Field(
         None,

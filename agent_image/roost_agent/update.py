@@ -1,0 +1,117 @@
+"""Another version of the runtime, with a net: what runs is drained, its state kept, the new one watched, or taken back.
+
+What has begun is remembered on the volume before anything is changed, so a machine that dies in the middle goes on, or
+back, at its next boot. Only one that was ready for a minute without a break is kept.
+"""
+
+import asyncio
+import errno
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+
+import structlog
+
+from roost_agent.contract.bundle import ConfigBundle
+from roost_agent.runtime import Refused, RuntimeBinding
+from roost_agent.snapshot import NotRestored, Snapshots
+from roost_agent.supervisor import Supervisor
+from roost_agent.volume import Rejected, Trial, Volume
+
+__all__ = ["Update", "rejection"]
+
+_DRAIN_SECONDS = 30.0
+_GATE_SECONDS = 300.0
+"""A first start of a version may unpack and migrate for minutes."""
+_PROOF_SECONDS = 60.0
+_KEPT = 2
+_log = structlog.get_logger()
+
+
+def rejection(trial: Trial, why: str, restarted_at: str | None) -> Rejected:
+    """The memory of a version that was tried in vain."""
+    said = f"version {trial.version} {why[:200]}. {trial.before} runs: name another version, or restart to try again"
+    return Rejected(version=trial.version, why=said, restarted_at=restarted_at)
+
+
+class Update:
+    """The steps of one change of version, for `Control`, which calls them one after the other.
+
+    Args:
+        now: The wall clock.
+    """
+
+    def __init__(
+        self, volume: Volume, snapshots: Snapshots, supervisor: Supervisor, *, now: Callable[[], datetime]
+    ) -> None:
+        self._volume = volume
+        self._snapshots = snapshots
+        self._supervisor = supervisor
+        self._now = now
+
+    def recover(self) -> None:
+        """Ends what a crash interrupted, before anything else touches the state. Blocks on the disk; raises OSError."""
+        self._snapshots.recover()
+
+    async def begin(self, binding: RuntimeBinding, bundle: ConfigBundle, before: str) -> None:
+        """Ends what runs, keeps its state, and sees that the new version takes that. The new one is on trial then.
+
+        Raises:
+            Refused: it does not take the state, or that can't be kept. Nothing has been changed, nothing runs, and the
+                version is not to be tried again unasked.
+            OSError: the volume can't be written to.
+        """
+        assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
+        trial = Trial(version=bundle.runtime.version, before=before, snapshot=f"before-{self._now():%Y%m%dT%H%M%S}")
+        _log.info("update begins", version=trial.version, before=before)
+        await binding.drain(_DRAIN_SECONDS)
+        await self._supervisor.halt()
+        try:
+            await asyncio.to_thread(lambda: self._snapshots.take(binding.state, label=trial.snapshot, version=before))
+            await binding.preflight(bundle)
+        except (Refused, NotRestored, OSError) as error:
+            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            rejected = rejection(trial, f"can't take over: {why}", bundle.runtime.restarted_at)
+            await asyncio.to_thread(partial(self._volume.remember, rejected=rejected))
+            raise Refused(rejected.why) from None
+        await asyncio.to_thread(partial(self._volume.remember, trial=trial))
+
+    async def prove(self) -> str | None:
+        """Watches the new version, which has just been started. Returns why it is no good; None when it is."""
+        watched, ends = self._supervisor, self._supervisor.ends
+        try:
+            async with asyncio.timeout(_GATE_SECONDS):
+                await watched.until(lambda: watched.ready or watched.ends > ends)
+        except TimeoutError:
+            return f"was not ready within {_GATE_SECONDS:.0f} s"
+        try:
+            async with asyncio.timeout(_PROOF_SECONDS):
+                await watched.until(lambda: watched.ends > ends)
+        except TimeoutError:
+            return None
+        how = watched.state.last_exit
+        return "ended" if how is None else f"ended with {f'signal {how.signal}' if how.signal else f'exit {how.code}'}"
+
+    def keep(self, trial: Trial) -> None:
+        """The new version is the one from now on. Blocks on the disk; raises OSError."""
+        _log.info("update done", version=trial.version)
+        self._volume.remember(version=trial.version, trial=None, rejected=None)
+        self._snapshots.keep(_KEPT)
+
+    async def take_back(self, trial: Trial, rejected: Rejected | None) -> None:
+        """Ends what runs, and puts the state from before in its place.
+
+        Raises:
+            OSError, NotRestored: it is to be tried again.
+        """
+        _log.warning("update taken back", version=trial.version, before=trial.before)
+        await self._supervisor.halt()
+
+        def write() -> None:
+            kept = [each for each in self._snapshots.list() if each.label == trial.snapshot]
+            if not kept:
+                raise FileNotFoundError(errno.ENOENT, f"snapshot {trial.snapshot} is gone")
+            self._snapshots.restore(kept[0])
+            self._volume.remember(version=trial.before, trial=None, rejected=rejected)
+
+        await asyncio.to_thread(write)
