@@ -158,6 +158,10 @@ def _machine_ready(view: AgentView, end: Step) -> Verdict:
     return "False", Reason.STARTING if current else Reason.UPDATING, ""
 
 
+_NOT_APPLIED = ("configure:", "install:", "bundle: the bundle makes no sense")
+"""How the troubles of a heartbeat begin that keep a bundle from being in force."""
+
+
 def _config_applied(view: AgentView, end: Step) -> Verdict:
     beat = _beat(view)
     if not view.declared.wants_running or end_reason(end) is Reason.IDLE:
@@ -166,7 +170,7 @@ def _config_applied(view: AgentView, end: Step) -> Verdict:
         return "Unknown", Reason.UNHEARD, ""
     if beat.bundle_revision == view.bundle_revision:
         return "True", Reason.CONFIG_CURRENT, ""
-    failed = next((text for text in beat.degraded if text.startswith(("configure", "install"))), None)
+    failed = next((text for text in beat.degraded if text.startswith(_NOT_APPLIED)), None)
     return ("False", Reason.CONFIG_FAILED, failed) if failed else ("False", Reason.CONFIG_PENDING, "")
 
 

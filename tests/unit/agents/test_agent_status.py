@@ -265,6 +265,26 @@ def running() -> Life:
     return settled().life
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("configure: openclaw.json: bogus: is not known to this version", "ConfigFailed"),
+        ("install: OpenClaw 2026.9.7 can't be fetched now: no registry", "ConfigFailed"),
+        ("bundle: the bundle makes no sense (files.0.path: value_error)", "ConfigFailed"),
+        ("telegram: Unauthorized", "ConfigPending"),
+    ],
+)
+def test_why_a_configuration_is_not_in_force_is_said_in_the_agents_own_words(said: str, reason: str) -> None:
+    life = running()
+    now = view(life)
+    assert now.beat is not None
+    beat = replace(now.beat, bundle_revision="the one before", degraded=("disk: nearly full", said))
+    status = render(replace(now, beat=beat), RESTS[-1], life.status, wall(life.now))
+    applied = condition(status, "ConfigApplied")
+    assert (applied["status"], applied["reason"]) == ("False", reason)
+    assert applied["message"] == (said if reason == "ConfigFailed" else "")
+
+
 @given(beat=BEATS, rests=st.sampled_from(RESTS))
 @settings(max_examples=60, deadline=None)
 def test_whatever_an_agent_says_the_status_stays_within_bounds(beat: Beat, rests: Step) -> None:
