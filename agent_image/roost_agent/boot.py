@@ -213,11 +213,11 @@ class _Life:
             installed = meant is not None and await self._control.install(meant)
         with self._step(BootPhase.CONFIGURE):
             whole = meant is not None and installed and await self._control.configure(meant)
-            if meant is not None and not whole and (good := await self._last_good_instead()) is not None:
-                meant, installed, whole, fresh = good, True, True, False
+            if meant is not None and not whole and (good := await self._instead(fetched, meant)) is not None:
+                meant, installed, whole, fresh = good, True, True, fresh and good.fetched is fetched
         with self._step(BootPhase.START):
             launch = None
-            if meant is not None and installed:
+            if meant is not None and installed and (whole or not meant.binding.state):
                 launch = await self._control.first(meant, whole=whole, fresh=fresh)
             self._running = self._begin(self._supervisor.run(launch))
         with self._step(BootPhase.HEARTBEAT):
@@ -227,9 +227,9 @@ class _Life:
             self._beating = self._begin(self._heart.run())
             self._checking_in = self._begin(self._checkin.run())
         with self._step(BootPhase.CONTROL):
-            await self._doors.suit(bundle, GATEWAY, CONTROL)
+            await self._doors.suit(self._control.bundle or bundle, GATEWAY, CONTROL)
         with self._step(BootPhase.PAIRING):
-            await self._doors.suit(bundle, PAIRING)
+            await self._doors.suit(self._control.bundle or bundle, PAIRING)
         vitals.phase = BootPhase.DONE
         vitals.changed()
         _log.info(
@@ -285,13 +285,15 @@ class _Life:
             self._vitals.trouble("bundle", f"running with the last good copy: {why}")
             return kept, False
 
-    async def _last_good_instead(self) -> Meant | None:
-        """The bundle from the volume, ready to be started, when the one that was fetched can't be applied."""
-        kept = self._kept
-        if kept is None or kept.bundle is None or not self._control.runs(kept.bundle):
-            return None
-        meant = await self._control.meant(kept)
-        return meant if await self._control.install(meant) and await self._control.configure(meant) else None
+    async def _instead(self, fetched: Fetched, failed: Meant) -> Meant | None:
+        """What is ready to be started when that can't be applied: the version before it, or the last good bundle."""
+        for candidate in (fetched, self._kept):
+            if candidate is None or candidate.bundle is None or not self._control.runs(candidate.bundle):
+                continue
+            meant = await self._control.meant(candidate)
+            if meant != failed and await self._control.install(meant) and await self._control.configure(meant):
+                return meant
+        return None
 
     async def _fetched(self, attempts: int | None) -> Fetched:
         """The bundle, when there is one; the last of so many failures is raised."""

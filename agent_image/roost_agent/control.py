@@ -19,7 +19,6 @@ from roost_agent.contract.heartbeat import Command, CommandType
 from roost_agent.endpoint import CallFailed, Ended, Endpoint, Fetched, pause
 from roost_agent.runtime import Launch, Layout, Refused, RuntimeBinding
 from roost_agent.settings import Settings
-from roost_agent.snapshot import NotRestored
 from roost_agent.supervisor import Supervisor
 from roost_agent.update import Update, rejection
 from roost_agent.vitals import Vitals
@@ -147,7 +146,8 @@ class Control:
         bundle, memory = fetched.bundle, await self._memory()
         assert bundle is not None, "a revoked agent has been seen to before"
         assert bundle.runtime is not None, "only a revoked agent has no runtime"
-        binding, rejected = self._bindings[_kind(bundle)], memory.rejected
+        binding = self._bindings[_kind(bundle)]
+        rejected = memory.rejected if binding.state else None
         asked = Rejected(version=bundle.runtime.version, restarted_at=bundle.runtime.restarted_at, why="")
         if rejected is None or memory.version is None or rejected.model_copy(update={"why": ""}) != asked:
             return Meant(fetched, bundle, binding)
@@ -170,7 +170,7 @@ class Control:
             if updating := await self._updates(meant):
                 await self._update.begin(meant.binding, meant.bundle, updating)
             await asyncio.to_thread(self._volume.put, layout)
-        except (OSError, Refused, NotRestored) as error:
+        except (OSError, Refused) as error:
             return self._trouble("configure", error)
         self._layout = layout
         self._vitals.trouble("configure", meant.short)
@@ -183,9 +183,11 @@ class Control:
 
         Args:
             meant: The first bundle that this image can run, its version installed.
-            whole: It was configured without trouble.
+            whole: It was configured without trouble; one whose state belongs to a version must be.
             fresh: It came from the endpoint, not from the volume: then a restart asked for before is in effect.
         """
+        if (trial := (await self._memory()).trial) is not None:
+            await self._keeping(lambda: self._update.boot(trial))
         launch = self._to_be_run(meant, whole=whole)
         self._in_effect(meant, started=True, whole=whole and meant.short is None)
         self._refused = meant.short is not None
@@ -214,10 +216,27 @@ class Control:
         return memory.version
 
     async def _step_back(self, meant: Meant) -> None:
-        """Ends a trial of a version that is no longer wanted."""
+        """Ends a trial of a version that is no longer wanted, or that takes the machine down with it.
+
+        Raises:
+            Refused: that can't be, or the bundle's own version has just been rejected.
+            OSError: not now.
+        """
         trial = (await self._memory()).trial
-        if trial is not None and trial.version != _version(meant.bundle):
-            await self._update.take_back(trial, None)
+        if trial is None:
+            return
+        booting = self.bundle is None
+        if trial.version != _version(meant.bundle) or not meant.binding.state:
+            await self._take_back(trial, None)
+        elif booting and (worn := self._update.worn(trial)) is not None and _rolls_back(meant.bundle):
+            rejected = rejection(trial, worn, _restarted_at(meant.bundle))
+            await self._take_back(trial, rejected)
+            raise Refused(rejected.why)
+
+    async def _take_back(self, trial: Trial, rejected: Rejected | None) -> None:
+        await self._update.take_back(trial, rejected)
+        # What ran is not to run on the state that is there now, whatever becomes of the next step.
+        self._launch, self._vitals.revision = None, None
 
     async def _started(self, meant: Meant) -> None:
         """A process of this bundle has been started: one that is on trial is watched."""
@@ -234,7 +253,7 @@ class Control:
         proving = self._proving = asyncio.create_task(self._update.prove())
 
         async def settle() -> None:
-            if not proving.cancelled():
+            if proving is self._proving and not proving.cancelled():  # else it has been started anew meanwhile
                 await self._settle(trial, proving.result())
 
         proving.add_done_callback(lambda _: self._queue.put_nowait(settle))
@@ -246,21 +265,25 @@ class Control:
         bundle = fetched.bundle
         assert bundle is not None, "a revoked agent is never started"
         assert bundle.runtime is not None, "only a revoked agent has no runtime"
-        if why is None or not bundle.runtime.rollback:
-            await self._keeping(lambda: self._update.keep(trial))
-            await self._forget_others(trial)
-            if why is not None:
-                self._vitals.trouble("update", f"version {trial.version} {why}, and runtime.rollback is false")
-            return
-        rejected = rejection(trial, why, bundle.runtime.restarted_at)
         try:
-            await self._update.take_back(trial, rejected)
-        except (OSError, NotRestored) as error:
-            self._trouble("configure", error)
+            if why is not None and bundle.runtime.rollback:
+                await self._take_back(trial, rejection(trial, why, bundle.runtime.restarted_at))
+                await self._apply(fetched)
+                return
+            await asyncio.to_thread(self._update.keep, trial)
+        except Refused as error:
+            self._trouble("update", error)
+            await self._go_on()
+            return
+        except OSError as error:
+            self._trouble("volume", error)
             again = partial(self._settle, trial, why)
             asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._queue.put_nowait, again)
             return
-        await self._apply(fetched)
+        self._vitals.trouble("volume", None)
+        await self._forget_others(trial)
+        if why is not None:
+            self._vitals.trouble("update", f"version {trial.version} {why}, and runtime.rollback is false")
 
     async def _forget_others(self, trial: Trial) -> None:
         try:
@@ -346,6 +369,8 @@ class Control:
         if command.restarted_at is not None:
             self._vitals.restarted_at = command.restarted_at
             await self._keeping_restart()
+        if (trial := (await self._memory()).trial) is not None:
+            self._watch(trial)
         return True
 
     async def _fetch(self) -> bool:
@@ -376,6 +401,8 @@ class Control:
         if not await self.install(meant):
             return False
         if not await self.configure(meant):
+            if self._launch is None and await self.meant(fetched) != meant:
+                return await self._made(fetched)  # rejected just now, and there is nothing to go on with
             await self._go_on()
             return False
         bundle = meant.bundle
@@ -415,8 +442,10 @@ class Control:
 
     def _look(self) -> None:
         """Sees whether the runtime is well with what it was given, or will not have it at all."""
-        if self._supervisor.ready and not self._refused:
-            self._proven = self._fetched
+        if self._supervisor.ready:
+            self._vitals.trouble("update", None)
+            if not self._refused:
+                self._proven = self._fetched
         if self._supervisor.held and not self._holding:
             self._queue.put_nowait(self._turned_down)
         self._holding = self._supervisor.held
@@ -478,6 +507,16 @@ def _kind(bundle: ConfigBundle) -> RuntimeKind:
 def _version(bundle: ConfigBundle) -> str:
     assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
     return bundle.runtime.version
+
+
+def _rolls_back(bundle: ConfigBundle) -> bool:
+    assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
+    return bundle.runtime.rollback
+
+
+def _restarted_at(bundle: ConfigBundle) -> str | None:
+    assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
+    return bundle.runtime.restarted_at
 
 
 def _with_version(bundle: ConfigBundle, version: str) -> ConfigBundle:

@@ -74,6 +74,8 @@ class Doors:
         async with self._turn:
             if not bundle.has_gateway:
                 await self._closed()
+                for name in self._how:
+                    self._vitals.trouble(name, None)
                 return
             for name in names or self._how:
                 if name not in self._open:

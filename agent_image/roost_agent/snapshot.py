@@ -139,7 +139,9 @@ class Snapshots:
         with self._opened(".") as root, self._opened(_STORE) as store:
             there = tuple(path for path in paths if _is_there(path, root))
             estimate = _Reading(self._owner, exclude)
-            _has_room(store, sum(_MEMBER + member.size for member, _ in estimate.members(root, there)), "a snapshot")
+            _has_room(
+                store, sum(_MEMBER + member.size for member, _ in estimate.members(root, there)), "for a snapshot"
+            )
             archive = f"{label}.tar"
             try:
                 reading = _Reading(self._owner, exclude)

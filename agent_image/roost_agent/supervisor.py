@@ -71,7 +71,7 @@ class Supervisor:
         self._stopped = False
         self._ready_since: float | None = None
         self.ends = 0
-        """How many lives have ended that nobody asked to end."""
+        """How many lives have ended that nobody asked to end, since the last `restart`."""
 
     @property
     def state(self) -> RuntimeState:
@@ -109,16 +109,16 @@ class Supervisor:
             life = await self._live(wanted)
             self._busy = False
             self._tell()
-            if life is None:
-                continue
+            if life is None or self._turn.is_set():
+                continue  # something else is wanted by now
             self._lives.append(life)
             self.ends += 1
             then = wanted.policy(self._lives, self._random)
             self._trouble(then.trouble)
-            if then.seconds is None and self._wanted is wanted:
+            if then.seconds is None:
                 self._wanted = None
                 self._tell()
-            elif then.seconds is not None:
+            else:
                 await self._wait_for_next_start(then.seconds)
         self._show(ProcessState.STOPPED)
 
@@ -128,6 +128,7 @@ class Supervisor:
             return
         self._wanted = launch
         self._lives.clear()
+        self.ends = 0
         self._trouble(None)
         self._tried.clear()
         self._turn.set()
@@ -138,6 +139,8 @@ class Supervisor:
         self._wanted = None
         self._turn.set()
         await self.until(lambda: not self._busy or self._stopped)
+        if not self._stopped:
+            self._show(ProcessState.STOPPED)  # also what had crashed: now it was asked for
 
     def stop(self, grace: float | None = None) -> None:
         """Ends the process for good; `run` returns when nothing of it is left. Another grace counts from now on."""

@@ -189,7 +189,9 @@ class Tree:
             entered = open_beneath(parent, step, DIRECTORY)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                text = f"{'/'.join(parts)} is a link or no directory, or leads over one"
+                whole = "/".join(parts)
+                where = step if step == whole else f"{whole}: {step}"
+                text = f"{where} is a link or no directory, or leads over one"
                 raise NotADirectoryError(error.errno, text) from None
             raise
         if make and self._owner is not None and os.fstat(entered).st_uid == os.geteuid():

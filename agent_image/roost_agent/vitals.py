@@ -24,7 +24,7 @@ from roost_agent.contract.wire import instant
 from roost_agent.runtime import Sight
 from roost_agent.settings import Settings
 
-__all__ = ["RuntimeSight", "TrafficSight", "Vitals"]
+__all__ = ["RuntimeSight", "TrafficSight", "Vitals", "printable"]
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MOST_TROUBLES = 16
@@ -167,5 +167,10 @@ class Vitals:
         )
 
 
+def printable(text: str) -> str:
+    """The text as one line, of any length: what may not stand in a `Line` is a space."""
+    return _UNPRINTABLE.sub(" ", text)
+
+
 def _line(topic: str, text: str) -> str:
-    return _UNPRINTABLE.sub(" ", f"{topic}: {text}")[:200]
+    return printable(f"{topic}: {text}")[:200]

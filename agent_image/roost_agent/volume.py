@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from roost_agent.contract.bundle import FilePath
 from roost_agent.contract.paths import RESERVED_DIRECTORY
 from roost_agent.contract.tokens import BadSeal, seal, unseal
-from roost_agent.contract.wire import Line, Name, RestartedAt, Version, Wire
+from roost_agent.contract.wire import Count, Line, Name, RestartedAt, Version, Wire
 from roost_agent.runtime import Layout, User
 from roost_agent.tree import Staged, Tree
 
@@ -29,13 +29,17 @@ _log = structlog.get_logger()
 
 
 class Trial(Wire):
-    """A version that runs and has not proved itself yet, the one before, and the snapshot of that one's state."""
+    """A version that runs and has not proved itself yet, the one before, and the snapshot of that one's state.
+
+    `boots`: how many boots have gone on with it.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
     version: Version
     before: Version
     snapshot: Name
+    boots: Count = 0
 
 
 class Rejected(Wire):
@@ -149,6 +153,10 @@ class Volume:
         before = self.memory
         if (after := before.model_copy(update=change)) != before:
             self._tree.write(_MEMORY, after.write())
+
+    def takes_notes(self) -> None:
+        """Writes down what is remembered already: whether that can be done at all."""
+        self._tree.write(_MEMORY, self.memory.write())
 
     def _discard(self, staged: Sequence[Staged]) -> None:
         for each in staged:

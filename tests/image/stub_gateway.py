@@ -204,7 +204,7 @@ class Stub:
     async def healthz(self, _: web.Request) -> web.Response:
         self.calls["/healthz"] += 1
         if self.mute:
-            await asyncio.Event().wait()
+            await asyncio.wait({self.ended})
         return web.json_response({"ok": True, "status": "live"})
 
     async def startupz(self, _: web.Request) -> web.Response:

@@ -173,8 +173,9 @@ async def test_nothing_is_left_of_the_group_nor_of_what_escaped_it(machine: Mach
     operator.change(runtime=command(*python(DIVIDES)))
     machine.start()
     leader = await machine.runs()
-    await eventually(lambda: (machine.data / "member").exists() and (machine.data / "escaped").exists(), "both")
-    left = [int((machine.data / name).read_text()) for name in ("member", "escaped")]
+    files = [machine.data / name for name in ("member", "escaped")]
+    await eventually(lambda: all(file.exists() and file.read_text() for file in files), "both")
+    left = [int(file.read_text()) for file in files]
     assert all(map(alive, left))
     os.kill(leader, signal.SIGKILL)
     await eventually(lambda: not any(map(alive, left)), "the end of both")

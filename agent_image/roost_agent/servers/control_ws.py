@@ -125,11 +125,7 @@ async def serve(
         unlisten()
         await control.end()
 
-    try:
-        return await listen(answer, address, port, _LIMITS, ending=ending)
-    except OSError:
-        unlisten()
-        raise
+    return await listen(answer, address, port, _LIMITS, ending=ending)
 
 
 class _Listener:

@@ -225,7 +225,7 @@ async def listen(
         port: Of every such address.
         limits: Of this server.
         cancels: Whether an answer is given up when its caller has left.
-        ending: Ends what would go on for long; called once nobody new is let in.
+        ending: Ends what would go on for long; called once nobody new is let in, and when the port can't be opened.
 
     Raises:
         OSError: The port is taken, or the address is not this machine's.

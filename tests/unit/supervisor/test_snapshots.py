@@ -554,6 +554,6 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, mechanism: str) -> No
     files = "['.roost/snapshots/a.json', '.roost/snapshots/a.tar', 'openclaw/x', 'y']"
     said, text = ran.stdout.splitlines(), f"{errno.ENOSPC} no room"
     assert said[1::2] == [files] * 4, ran.stderr
-    assert said[0].startswith(f"{text} a snapshot: 1.3 MB are needed and 0.")
+    assert said[0].startswith(f"{text} for a snapshot: 1.3 MB are needed and 0.")
     assert said[2].startswith(f"{text} to restore it: 1.3 MB are needed and 0.")
     assert said[4::2] == [f"{errno.ENOSPC} No space left on device"] * 2

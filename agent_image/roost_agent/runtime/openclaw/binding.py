@@ -154,8 +154,8 @@ class OpenClawRuntime:
             await asyncio.to_thread(self._remove, copy)
         try:
             said = json.loads(ran.stdout)
-            status, found, target = said["status"], said.get("foundVersion"), said.get("targetVersion")
-        except (ValueError, KeyError, TypeError):
+            status, found, target = str(said["status"]), said.get("foundVersion"), said.get("targetVersion")
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise Refused(f"its state can't be looked at (exit {ran.code})") from None
         if status not in _TAKES:
             raise Refused(f"its state has schema {found}, and {installed.version} knows {target} ({status})")
