@@ -7,19 +7,22 @@ STAMP := $(VENV)/.installed
 PACKAGES := operator agent_image tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check generate verify-figures format lock clean soak mutations faults-process faults bench-endpoint
+.PHONY: help demo test unit check generate verify-figures format lock clean soak mutations faults-process faults bench-endpoint bench-supervisor e2e-openclaw
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1 — \2/'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1 — \2/'
 
-demo: $(STAMP) ## a real Kubernetes API, a simulated Fly and an agent on this machine (ONCE=1: the whole story, then an end)
-	@$(BIN)/python -m roost.local.story $(if $(ONCE),--once)
+demo: $(STAMP) ## a real Kubernetes API, a simulated Fly and an agent on this machine (ONCE=1: the whole story, then an end; OPENCLAW=1: a real OpenClaw)
+	@$(BIN)/python -m roost.local.story $(if $(OPENCLAW),--openclaw) $(if $(ONCE),--once)
 
 test: $(STAMP) ## all tests, those against the real API server and the whole story included
 	$(BIN)/python -m pytest
 
 unit: $(STAMP) ## the quick tests only
 	$(BIN)/python -m pytest tests/unit
+
+e2e-openclaw: $(STAMP) ## a real OpenClaw through everything that happens to it, with its figures: fifteen minutes (ARGS="-k upgrade")
+	$(BIN)/python tests/openclaw/openclaw_run.py $(ARGS)
 
 KEPT := $${XDG_STATE_HOME:-$$HOME/.local/state}/roost/faults
 faults: $(STAMP) ## every story, every call, every fault, on virtual time (REPLAY=story/call/fault, STORIES=a,b, SECONDS=3, SEED=1, KEEP=dir)
@@ -37,6 +40,10 @@ soak: $(STAMP) ## many Agents, everything at random for minutes, on the real sta
 bench-endpoint: $(STAMP) ## what the endpoint bears, one core for it, one for its callers (PARTS=longpoll,tls,calls,change,hostile AGENTS=10000)
 	@$(BIN)/python tests/bench/endpoint/endpoint_bench.py $(if $(PARTS),--parts $(PARTS)) $(if $(AGENTS),--agents $(AGENTS)) \
 		$(if $(CHANGES),--changes $(CHANGES))
+
+bench-supervisor: $(STAMP) ## what the supervisor needs, how fast it is, what it leaves behind (PARTS=boot,memory,idle,respawn,change,lives,real ROUNDS=5)
+	@PYTHONPATH=tests/image:tests/openclaw $(BIN)/python tests/bench/supervisor/supervisor_bench.py \
+		$(if $(PARTS),--parts $(PARTS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 mutations: $(STAMP) ## switches off one safety rule at a time in a copy, and sees a test turn red (ONLY="part of a name")
 	$(BIN)/python tests/faults/mutations/mutation_run.py $(if $(ONLY),--only "$(ONLY)")

@@ -222,8 +222,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory, markers: Markers) -> Iterato
         election = {"leaseSeconds": 3, "renewSeconds": 2, "retrySeconds": 1}
         return plain | {"logLevel": "debug", "leaderElection": election}
 
-    def images() -> dict[str, Any]:
-        plain: dict[str, Any] = catalogue()
+    def images(openclaw: Path | None) -> dict[str, Any]:
+        plain: dict[str, Any] = catalogue(openclaw)
         for image in plain["images"].values():
             image["env"] |= failing
         return plain

@@ -1,13 +1,14 @@
-"""`roost orphans`, `roost cleanup`, `roost release`: the words and tables around scan, cleanup and release.
+"""`roost orphans`, `cleanup`, `release` and `gateway-token`: the words and tables around what they do.
 
 Exit codes. orphans: 0 nothing found, 1 found, 2 could not look. cleanup: 0 done, 1 not all of it, 2 could not look or
-not confirmed. release: 0 done, 1 not all of it, 2 refused or not confirmed.
+not confirmed. release: 0 done, 1 not all of it, 2 refused or not confirmed. gateway-token: 0 told, 2 there is none.
 """
 
 import argparse
 import asyncio
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
     from roost.kube.cluster import Cluster
     from roost.settings import Settings
 
-COMMANDS = frozenset({"orphans", "cleanup", "release"})
+COMMANDS = frozenset({"orphans", "cleanup", "release", "gateway-token"})
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _PLURAL = {"machine": "machines", "volume": "volumes", "app": "apps"}
 
 
 def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> list[argparse.ArgumentParser]:
-    """Adds the three commands; answers their parsers, for what all commands have in common."""
+    """Adds the four commands; answers their parsers, for what all commands have in common."""
     about = "what is at Fly without an Agent, and Agents whose things are gone; exit code 1 when there is any"
     orphans = commands.add_parser("orphans", help=about, description=about)
     about = "delete what is at Fly without an Agent; without --apply it only says what it would delete"
@@ -62,7 +63,11 @@ def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     release.add_argument(
         "--operator-is-stopped", action="store_true", help="you know it, where no Deployment can tell (roost local)"
     )
-    return [orphans, cleanup, release]
+    about = "print the token that opens an agent's own ports, to approve who may talk to it; it is a secret"
+    token = commands.add_parser("gateway-token", help=about, description=about)
+    token.add_argument("agent", help="the Agent's name")
+    token.add_argument("--namespace", "-n", default="default", help="the Agent's namespace")
+    return [orphans, cleanup, release, token]
 
 
 def run(arguments: argparse.Namespace, settings: "Settings", cluster: "Cluster") -> int:
@@ -74,7 +79,8 @@ def run(arguments: argparse.Namespace, settings: "Settings", cluster: "Cluster")
     from roost.telemetry.logs import set_up
 
     set_up("error")  # to standard error: standard output is the answer alone
-    work = {"orphans": _orphans, "cleanup": _cleanup, "release": _release}[arguments.command]
+    works = {"orphans": _orphans, "cleanup": _cleanup, "release": _release, "gateway-token": _gateway_token}
+    work = works[arguments.command]
     return asyncio.run(work(arguments, settings, cluster))
 
 
@@ -168,6 +174,20 @@ async def _release(arguments: argparse.Namespace, settings: "Settings", cluster:
         print(sentence)
     print(f"{len(held) - len(failed)} of {len(held)} released.")
     return 1 if failed else 0
+
+
+async def _gateway_token(arguments: argparse.Namespace, settings: "Settings", cluster: "Cluster") -> int:
+    from roost.housekeeping.gateway_token import NoAgent, gateway_token_of
+    from roost.kube.client import Kube
+    from roost.telemetry.metrics import Metrics
+
+    async with Kube(cluster, Metrics()) as kube:
+        try:
+            print(await gateway_token_of(kube, settings.namespace, arguments.namespace, arguments.agent))
+        except NoAgent as error:
+            print(error, file=sys.stderr)
+            return 2
+    return 0
 
 
 # --- Looking ----------------------------------------------------------------------------------------------------

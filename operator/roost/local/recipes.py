@@ -316,8 +316,11 @@ def operator(layout: Layout, ports: Ports) -> Recipe:
     )
 
 
-def write_files(layout: Layout, ports: Ports, credentials: Credentials) -> None:
-    """Writes what the programs read at start: audit policy, kubeconfigs, image catalogue, the operator's settings."""
+def write_files(layout: Layout, ports: Ports, credentials: Credentials, openclaw: Path | None = None) -> None:
+    """Writes what the programs read at start: audit policy, kubeconfigs, image catalogue, the operator's settings.
+
+    `openclaw` is where OpenClaw and its Node are, for machines that can run it.
+    """
     server = f"https://127.0.0.1:{ports.apiserver}"
     write_private(layout.audit_policy, yaml.safe_dump(_AUDIT_POLICY).encode())
     write_private(
@@ -333,7 +336,7 @@ def write_files(layout: Layout, ports: Ports, credentials: Credentials) -> None:
         layout.kubeconfig,
         kubeconfig(server=server, ca_file=credentials.ca_file, user="admin", token=credentials.admin_token),
     )
-    write_private(layout.images, json.dumps(_image_catalogue(), indent=2).encode())
+    write_private(layout.images, json.dumps(_image_catalogue(openclaw), indent=2).encode())
     write_private(layout.settings, yaml.safe_dump(_settings(ports), sort_keys=False).encode())
 
 
@@ -345,16 +348,12 @@ def write_service_account(layout: Layout, *, token: str, ca_file: Path) -> None:
     write_private(layout.service_account / "namespace", NAMESPACE.encode())
 
 
-def _image_catalogue() -> dict[str, object]:
+def _image_catalogue(openclaw: Path | None) -> dict[str, object]:
     """The simulator has no mount or network namespaces: volume directory and address come by environment."""
-    return {
-        "images": {
-            AGENT_IMAGE: {
-                "command": [sys.executable, "-m", "roost_agent"],
-                "env": {"DATA_DIR": "{volume}", "ROOST_BIND_ADDRESS": "{address}"},
-            }
-        }
-    }
+    env = {"DATA_DIR": "{volume}", "ROOST_BIND_ADDRESS": "{address}"}
+    if openclaw is not None:
+        env |= {"ROOST_OPENCLAW_DIR": str(openclaw / "openclaw"), "ROOST_NODE": str(openclaw / "node/bin/node")}
+    return {"images": {AGENT_IMAGE: {"command": [sys.executable, "-m", "roost_agent"], "env": env}}}
 
 
 def _settings(ports: Ports) -> dict[str, object]:

@@ -94,7 +94,8 @@ class Stack:
     Used by the command line (`up`, `down`, `status` from different processes) and by tests (`with Stack(dir=…)`). With
     `fly=False` only the control plane starts, with the manifests applied. `operator=False` starts everything but the
     operator, which `operator_recipe` tells how to run; the API server holds back creates of our kinds for the first two
-    seconds then. `say` gets one line for each longer step.
+    seconds then. `openclaw` is the directory that `roost.local.openclaw.find` gives: with it, agents can be of that
+    kind. `say` gets one line for each longer step.
     """
 
     def __init__(
@@ -103,11 +104,13 @@ class Stack:
         *,
         operator: bool = True,
         fly: bool = True,
+        openclaw: Path | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.layout = Layout((dir or default_dir()).absolute())
         self._with_operator = operator and fly
         self._with_fly = fly
+        self._openclaw = openclaw
         self._say = say
         self._owner: Owner | None = None
         self._facts: Facts | None = None
@@ -277,7 +280,7 @@ class Stack:
         self._ports = ports
         made = credentials.make(self.layout.credentials, now=datetime.datetime.now(datetime.UTC))
         self.layout.logs.mkdir(mode=0o700)
-        recipes.write_files(self.layout, ports, made)
+        recipes.write_files(self.layout, ports, made, self._openclaw)
         self._facts = _facts(ports, made)
         if self._with_fly:
             self._spawn(recipes.fly(self.layout, ports, made))

@@ -2,6 +2,7 @@
 
     python -m roost.local.story            brings a stack up, applies the sample and stays to be played with
     python -m roost.local.story --once     plays the whole story and ends with one JSON line
+    … --openclaw                           the same for a real OpenClaw, as `openclaw_story` tells it
 
 Everything is asked of the API server by kubectl and of the simulated Fly by HTTP; the operator's word counts only where
 a person would read it (status, conditions). The figures come from `verify_figures`, which believes the ledger and the
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 import httpx
 import yaml
 
-from roost.local import binaries
+from roost.local import binaries, openclaw
 from roost.local.evidence import read_audit, read_ledger
 from roost.local.stack import Stack, default_dir, manifests_dir
 from roost.local.verify_figures import Report, Window, verify
@@ -93,6 +94,14 @@ class Stage:
         if (done.returncode != 0) is not fails:
             raise Broken(f"kubectl {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout + done.stderr
+
+    def roost(self, *arguments: str) -> str:
+        """Runs our own command line, as a person with this kubeconfig would. Answers what it printed."""
+        argv = [sys.executable, "-m", "roost.cli", *arguments, "--kubeconfig", str(self.stack.kubeconfig)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+        if done.returncode:
+            raise Broken(f"roost {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """An object, or an empty one when it is not there."""
@@ -419,19 +428,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Brings a stack up and plays; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m roost.local.story", description="The story of an agent")
     parser.add_argument("--once", action="store_true", help="play the whole story and end with one JSON line")
+    parser.add_argument("--openclaw", action="store_true", help="the story of a real OpenClaw, reached by Telegram")
     parser.add_argument("--dir", type=Path, default=default_dir().with_name("demo"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
 
     def say(text: str) -> None:
         print(text, flush=True)
 
-    kubectl = binaries.find(say=say).kubectl
-    say("Starting etcd, kube-apiserver, kube-controller-manager, a simulated Fly and the operator …")
     try:
-        with Stack(arguments.dir, say=say) as stack:
+        kubectl = binaries.find(say=say).kubectl
+        found = openclaw.find(say) if arguments.openclaw else None
+        say("Starting etcd, kube-apiserver, kube-controller-manager, a simulated Fly and the operator …")
+        with Stack(arguments.dir, openclaw=found, say=say) as stack:
             stage = Stage(stack, kubectl, say)
-            return _once(stage) if arguments.once else _play(stage)
-    except Broken as broken:
+            if arguments.openclaw:
+                return _with_openclaw(stage, once=arguments.once)
+            return _once(tell(stage)) if arguments.once else _play(stage)
+    except (Broken, openclaw.OpenClawError) as broken:
         say(f"  ✗ {broken}")
         return 1
     except KeyboardInterrupt:
@@ -439,8 +452,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _once(stage: Stage) -> int:
-    figures = tell(stage)
+def _once(figures: dict[str, Any]) -> int:
     print(json.dumps(figures), flush=True)
     return 0 if not (figures["orphans"] or figures["doubles"] or figures["order_violations"]) else 1
 
@@ -451,6 +463,18 @@ def _play(stage: Stage) -> int:
     stage.say(_TRY.format(kubeconfig=stage.stack.kubeconfig, fly=stage.stack.fly_url, machine=stage.machine("ada").id))
     signal.pause()
     return 0
+
+
+def _with_openclaw(stage: Stage, *, once: bool) -> int:
+    from roost.local import openclaw_story  # it tells its story with our words
+    from roost.local.fakes.background import Background
+
+    with Background() as fakes:
+        cast = openclaw_story.Cast(stage, fakes)
+        if once:
+            return _once(openclaw_story.tell(cast))
+        openclaw_story.play(cast)
+        return 0
 
 
 if __name__ == "__main__":

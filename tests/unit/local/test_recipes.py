@@ -68,6 +68,16 @@ def test_the_settings_are_ones_the_operator_takes(layout: Layout) -> None:
     assert made.admin_token not in (layout.credentials / "controller-manager.kubeconfig").read_text()
 
 
+def test_machines_find_openclaw_where_it_was_installed_and_only_there(layout: Layout) -> None:
+    made, ports = credentials.make(layout.credentials, now=datetime.datetime.now(datetime.UTC)), range(1, 9)
+    found = []
+    for where in (None, Path("/opt")):
+        recipes.write_files(layout, Ports(*ports), made, where)
+        env = json.loads(layout.images.read_text())["images"][recipes.AGENT_IMAGE]["env"]
+        found.append((env.get("ROOST_OPENCLAW_DIR"), env.get("ROOST_NODE")))
+    assert found == [(None, None), ("/opt/openclaw", "/opt/node/bin/node")]
+
+
 def test_only_what_a_start_makes_is_ever_removed(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     for name in ("audit.jsonl", "audit-2026-11-21T08-00-00.000.jsonl", "notes.txt"):
