@@ -219,6 +219,8 @@ class Inmate:
     silent: bool = False
     ready: bool = True
     degraded: tuple[str, ...] = ()
+    refuses: str | None = None
+    """What it says instead of taking up another configuration."""
     sessions: int | None = None
     connections: int | None = None
     active_at: float | None = None
@@ -269,7 +271,9 @@ class Supervisor:
         again: float = operator.sessions.interval(session)
         for command in operator.sessions.due(session, beat):
             inmate.told.append(command.id)
-            if command.type is CommandType.UPDATE_CONFIG:
+            if command.type is CommandType.UPDATE_CONFIG and inmate.refuses is not None:
+                inmate.degraded, again = (inmate.refuses,), 1.0
+            elif command.type is CommandType.UPDATE_CONFIG:
                 self._revision, again = operator.sessions.revision(session), 1.0
             elif command.type is CommandType.RESTART:
                 inmate.restarted_at, again = command.restarted_at, 1.0

@@ -443,11 +443,12 @@ class Agents:
         same = status == found.status
         if same:
             memory.tidings, memory.tidings_due = _said(memory), None
-        due = self._due(memory, end, same=same, leaving=found.deleting)
+        told = memory.told, memory.told_at
+        due = self._due(memory, end, status, same=same, leaving=found.deleting)
         if condition(status, "DestroyStuck") and not condition(found.status, "DestroyStuck"):
             due = 0.0
-        if due == 0.0 and not found.deleting:
-            due = self._heard_before(memory, end, found)
+        if due == 0.0 and not found.deleting and (due := self._heard_before(memory, end, found)) > 0:
+            memory.told, memory.told_at = told  # put off: what has not been written has not been told
         if due is None or due > 0:
             return due
         if await self._objects.write_status(found, status):
@@ -473,7 +474,7 @@ class Agents:
         memory.tidings, memory.tidings_at, memory.tidings_due = said, now, None
         return 0.0
 
-    def _due(self, memory: Memory, end: Step, *, same: bool, leaving: bool) -> float | None:
+    def _due(self, memory: Memory, end: Step, status: Mapping[str, Any], *, same: bool, leaving: bool) -> float | None:
         """When a status is to be written. What is reached or stuck: now. What moves: once a spec, when it lasts."""
         now = self._clock()
         if isinstance(end, Settled):
@@ -488,6 +489,8 @@ class Agents:
         restarts = memory.heard.seen(now).restarts if memory.heard is not None else 0
         word = f"{end.reason} {restarts}" if failing and (restarts or end.reason is not Reason.AGENT_NOT_READY) else ""
         word += f" {memory.pace.period:.0f}" if memory.pace.period else ""
+        if (applied := condition(status, "ConfigApplied")).get("reason") == Reason.CONFIG_FAILED:
+            word += f" {applied.get('message')}"  # it will not go by itself
         told = (memory.declared.generation, word)
         if memory.told == told:
             return None
