@@ -291,14 +291,14 @@ async def test_an_agent_that_changes_its_mind_is_written_down_once_in_ten_second
 
 @in_a_world
 async def test_that_a_configuration_is_refused_is_told_however_soon_it_follows_other_news(world: World) -> None:
-    [ada] = await many(world, 1, heartbeat={"intervalSeconds": 5})
-    await world.settle(60)
-    inmate = world.inmates[ada]
-    inmate.degraded = ("trouble",)
-    await world.settle(6)
-    inmate.refuses = "configure: openclaw.json: bogus: is not known to this version"
-    await world.edit(ada, env=[{"name": "MODE", "value": "new"}])
-    await world.until(lambda: world.condition(ada, "ConfigApplied")[1] == "ConfigFailed", 60, about=[ada])
+    for after, ada in enumerate(await many(world, 10, heartbeat={"intervalSeconds": 5})):
+        inmate = world.inmates[ada]
+        inmate.degraded = ("trouble",)
+        await world.until(lambda of=ada: world.condition(of, "AgentHealthy")[1] == "Degraded", 60, about=[ada])
+        await world.settle(after)
+        inmate.refuses = "configure: openclaw.json: bogus: is not known to this version"
+        await world.edit(ada, env=[{"name": "MODE", "value": "new"}])
+        await world.until(lambda of=ada: world.condition(of, "ConfigApplied")[1] == "ConfigFailed", 60, about=[ada])
 
 
 @in_a_world
