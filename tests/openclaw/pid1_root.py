@@ -92,10 +92,10 @@ class FirstProcess(Machine):
             "ROOST_REQUIRE_MOUNT": "true",
         }
 
-    def enter(self, *, mounted: bool = True, **environment: str) -> None:
+    def enter(self, *, mounted: bool = True, way: str = ENTER, **environment: str) -> None:
         """Starts the supervisor, its data directory a mount or not."""
         data = "tmpfs" if mounted else ""
-        argv = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "sh", "-c", ENTER, "enter", str(self.root)]
+        argv = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "sh", "-c", way, "enter", str(self.root)]
         argv += [str(self.code), data, "/usr/bin/env", "python3", "-m", "roost_agent"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
