@@ -259,7 +259,7 @@ class _Life:
             try:
                 await asyncio.to_thread(what)
             except (OSError, NotRestored) as error:
-                why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+                why = log.reason(error)
                 self._vitals.trouble("volume", why)
                 _log.warning("degraded", topic="volume", why=why)
 

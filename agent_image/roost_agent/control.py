@@ -13,6 +13,7 @@ from functools import partial
 
 import structlog
 
+from roost_agent import log
 from roost_agent.backoff import Random
 from roost_agent.contract.bundle import ConfigBundle, RuntimeKind
 from roost_agent.contract.heartbeat import Command, CommandType
@@ -127,7 +128,7 @@ class Control:
     @property
     def binding(self) -> RuntimeBinding | None:
         """That of the bundle in force."""
-        return None if self.bundle is None else self._bindings[_kind(self.bundle)]
+        return None if self.bundle is None else self._bindings[self.bundle.to_run.kind]
 
     # --- what the boot does once, and every new bundle again
 
@@ -136,7 +137,7 @@ class Control:
         lacking = (
             "this image can't run a newer runtime.kind: set machine.image to one that can, or runtime.kind to Command"
         )
-        why = None if _kind(bundle) in self._bindings else lacking
+        why = None if bundle.to_run.kind in self._bindings else lacking
         if self._vitals.trouble("runtime", why) and why:
             _log.warning("degraded", topic="runtime", why=why)
         return why is None
@@ -145,10 +146,9 @@ class Control:
         """What is to run of a bundle: its version, unless that one was taken back and nobody has asked again."""
         bundle, memory = fetched.bundle, await self._memory()
         assert bundle is not None, "a revoked agent has been seen to before"
-        assert bundle.runtime is not None, "only a revoked agent has no runtime"
-        binding = self._bindings[_kind(bundle)]
+        binding = self._bindings[bundle.to_run.kind]
         rejected = memory.rejected if binding.state else None
-        asked = Rejected(version=bundle.runtime.version, restarted_at=bundle.runtime.restarted_at, why="")
+        asked = Rejected(version=bundle.to_run.version, restarted_at=bundle.to_run.restarted_at, why="")
         if rejected is None or memory.version is None or rejected.model_copy(update={"why": ""}) != asked:
             return Meant(fetched, bundle, binding)
         return Meant(fetched, _with_version(bundle, memory.version), binding, rejected.why)
@@ -210,7 +210,7 @@ class Control:
     async def _updates(self, meant: Meant) -> str | None:
         """The version that this one follows with a net; None when it does not, or has begun to already."""
         memory = await self._memory()
-        version = _version(meant.bundle)
+        version = meant.bundle.to_run.version
         if not meant.binding.state or memory.version in (None, version) or memory.trial is not None:
             return None
         return memory.version
@@ -226,10 +226,10 @@ class Control:
         if trial is None:
             return
         booting = self.bundle is None
-        if trial.version != _version(meant.bundle) or not meant.binding.state:
+        if trial.version != meant.bundle.to_run.version or not meant.binding.state:
             await self._take_back(trial, None)
-        elif booting and (worn := self._update.worn(trial)) is not None and _rolls_back(meant.bundle):
-            rejected = rejection(trial, worn, _restarted_at(meant.bundle))
+        elif booting and (worn := self._update.worn(trial)) is not None and meant.bundle.to_run.rollback:
+            rejected = rejection(trial, worn, meant.bundle.to_run.restarted_at)
             await self._take_back(trial, rejected)
             raise Refused(rejected.why)
 
@@ -240,7 +240,7 @@ class Control:
 
     async def _started(self, meant: Meant) -> None:
         """A process of this bundle has been started: one that is on trial is watched."""
-        memory, version = await self._memory(), _version(meant.bundle)
+        memory, version = await self._memory(), meant.bundle.to_run.version
         if memory.trial is not None and memory.trial.version == version:
             self._watch(memory.trial)
         elif meant.binding.state and memory.version is None:
@@ -264,10 +264,9 @@ class Control:
             return  # another bundle has overtaken it
         bundle = fetched.bundle
         assert bundle is not None, "a revoked agent is never started"
-        assert bundle.runtime is not None, "only a revoked agent has no runtime"
         try:
-            if why is not None and bundle.runtime.rollback:
-                await self._take_back(trial, rejection(trial, why, bundle.runtime.restarted_at))
+            if why is not None and bundle.to_run.rollback:
+                await self._take_back(trial, rejection(trial, why, bundle.to_run.restarted_at))
                 await self._apply(fetched)
                 return
             await asyncio.to_thread(self._update.keep, trial)
@@ -475,8 +474,8 @@ class Control:
         given = "interval_seconds" in bundle.heartbeat.model_fields_set
         self._vitals.interval = bundle.heartbeat.interval_seconds if given else self._settings.interval
         if started and bundle.runtime is not None:
-            self._vitals.runtime_version = bundle.runtime.version
-            self._vitals.restarted_at = bundle.runtime.restarted_at
+            self._vitals.runtime_version = bundle.to_run.version
+            self._vitals.restarted_at = bundle.to_run.restarted_at
         self._vitals.changed()
 
     async def _keeping_restart(self) -> None:
@@ -493,32 +492,11 @@ class Control:
 
     def _trouble(self, topic: str, error: Exception) -> bool:
         """Says what went wrong, once per change; False, for the caller to hand on."""
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        why = log.reason(error)
         if self._vitals.trouble(topic, why):
             _log.warning("degraded", topic=topic, why=why)
         return False
 
 
-def _kind(bundle: ConfigBundle) -> RuntimeKind:
-    assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
-    return bundle.runtime.kind
-
-
-def _version(bundle: ConfigBundle) -> str:
-    assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
-    return bundle.runtime.version
-
-
-def _rolls_back(bundle: ConfigBundle) -> bool:
-    assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
-    return bundle.runtime.rollback
-
-
-def _restarted_at(bundle: ConfigBundle) -> str | None:
-    assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
-    return bundle.runtime.restarted_at
-
-
 def _with_version(bundle: ConfigBundle, version: str) -> ConfigBundle:
-    assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
-    return bundle.model_copy(update={"runtime": bundle.runtime.model_copy(update={"version": version})})
+    return bundle.model_copy(update={"runtime": bundle.to_run.model_copy(update={"version": version})})

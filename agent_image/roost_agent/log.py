@@ -14,7 +14,7 @@ import structlog
 
 from roost_agent.redact import Redactor
 
-__all__ = ["hide", "room", "set_up", "where"]
+__all__ = ["hide", "reason", "room", "set_up", "where"]
 
 _redact = Redactor(tuple)
 
@@ -83,3 +83,8 @@ def where(error: BaseException) -> str:
     """The type of an error and the innermost places it came through, without its text."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     return " < ".join([type(error).__name__, *(f"{f.name}:{f.lineno}" for f in reversed(frames))])
+
+
+def reason(error: Exception) -> str:
+    """What an expected error says, for people: the system's word where it is one of the system."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -11,6 +11,7 @@ from functools import partial
 
 import structlog
 
+from roost_agent import log
 from roost_agent.contract.bundle import ConfigBundle
 from roost_agent.runtime import Refused, RuntimeBinding
 from roost_agent.snapshot import NotRestored, Snapshots
@@ -66,8 +67,7 @@ class Update:
                 version is not to be tried again unasked.
             OSError: the volume can't be written to.
         """
-        assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
-        trial = Trial(version=bundle.runtime.version, before=before, snapshot=f"before-{self._now():%Y%m%dT%H%M%S%f}")
+        trial = Trial(version=bundle.to_run.version, before=before, snapshot=f"before-{self._now():%Y%m%dT%H%M%S%f}")
         # Before anything is ended: a refusal that can't be remembered would end it again with every repetition.
         await asyncio.to_thread(self._volume.takes_notes)
         _log.info("update begins", version=trial.version, before=before)
@@ -77,8 +77,7 @@ class Update:
             await asyncio.to_thread(self._take, binding.state, trial)
             await binding.preflight(bundle)
         except (Refused, NotRestored, OSError) as error:
-            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            rejected = rejection(trial, f"can't take over: {why}", bundle.runtime.restarted_at)
+            rejected = rejection(trial, f"can't take over: {log.reason(error)}", bundle.to_run.restarted_at)
             await asyncio.to_thread(partial(self._volume.remember, rejected=rejected))
             raise Refused(rejected.why) from None
         await asyncio.to_thread(partial(self._volume.remember, trial=trial))

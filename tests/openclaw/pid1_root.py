@@ -104,7 +104,7 @@ class FirstProcess(Machine):
 
     def at(self, name: str) -> Path:
         """A file of the data directory, as this side sees it."""
-        return Path(f"/proc/{self.first.pid}/root/data/{name}")
+        return Path("/proc", str(self.first.pid), "root", "data", name)
 
     @property
     def first(self) -> psutil.Process:

@@ -349,6 +349,12 @@ class ConfigBundle(Wire):
         return canonical(whole)
 
     @property
+    def to_run(self) -> BundleRuntime:
+        """Its runtime, for whoever starts it: a revoked agent has none, and is never started."""
+        assert self.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
+        return self.runtime
+
+    @property
     def has_gateway(self) -> bool:
         """A Command has none: the token is the supervisor's alone, for its check-ins."""
         return self.runtime is not None and self.runtime.kind is not RuntimeKind.COMMAND

@@ -50,13 +50,13 @@ class CommandRuntime:
         return bundle.runtime_inputs()
 
     def launch(self, bundle: ConfigBundle) -> Launch:
-        assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
-        assert bundle.runtime.command is not None, "a bundle of this kind without a command is not understood"
+        runtime = bundle.to_run
+        assert runtime.command is not None, "a bundle of this kind without a command is not understood"
         env = {**self._base_env, **bundle.env, **bundle.secret_env}
         for ours in (TOKEN_VARIABLE, bundle.gateway.token_env):
             env.pop(ours, None)
-        follow = _follow(bundle.runtime.readiness or Readiness(), self._address)
-        return Launch(tuple(bundle.runtime.command), env, self._data_dir, follow, policy.steady, user=self._user)
+        follow = _follow(runtime.readiness or Readiness(), self._address)
+        return Launch(tuple(runtime.command), env, self._data_dir, follow, policy.steady, user=self._user)
 
     async def reloaded(self, bundle: ConfigBundle) -> None:
         """Whatever it reads while it runs is its own affair."""

@@ -88,7 +88,7 @@ class OpenClawRuntime:
         return self._observer.sight
 
     async def install(self, bundle: ConfigBundle) -> None:
-        await self._versions.install(traits.of(_version(bundle)).version)
+        await self._versions.install(traits.of(bundle.to_run.version).version)
 
     async def check(self, bundle: ConfigBundle) -> Layout:
         rendered = self._rendered(bundle)
@@ -104,13 +104,12 @@ class OpenClawRuntime:
         return layout
 
     def inputs(self, bundle: ConfigBundle) -> bytes:
-        known = traits.of(_version(bundle))
+        known = traits.of(bundle.to_run.version)
         return config.restart_inputs(self._here(bundle), self._settings.base_env, places=self._places, traits=known)
 
     def launch(self, bundle: ConfigBundle) -> Launch:
         installed, self._launched = self._installed(bundle), self.inputs(bundle)
-        assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
-        deadline = (bundle.runtime.readiness or Readiness()).initial_deadline_seconds
+        deadline = (bundle.to_run.readiness or Readiness()).initial_deadline_seconds
 
         async def follow(tell: Tell) -> str:
             return await probe.follow(tell, self._gateway, deadline=deadline, while_ready=self._observer.run)
@@ -180,7 +179,7 @@ class OpenClawRuntime:
         return await self._versions.probe(self._installed(bundle))
 
     def _rendered(self, bundle: ConfigBundle) -> dict[str, Any]:
-        return config.render(self._here(bundle), places=self._places, traits=traits.of(_version(bundle)))
+        return config.render(self._here(bundle), places=self._places, traits=traits.of(bundle.to_run.version))
 
     def _environment(self, bundle: ConfigBundle) -> dict[str, str]:
         return config.environment(self._here(bundle), self._settings.base_env, places=self._places)
@@ -191,12 +190,7 @@ class OpenClawRuntime:
 
     def _installed(self, bundle: ConfigBundle) -> Installed:
         """Raises Refused: that version is not here."""
-        version = _version(bundle)
+        version = bundle.to_run.version
         if (found := self._versions.find(version)) is None:
             raise Refused(f"runtime.version {version} is not installed")
         return found
-
-
-def _version(bundle: ConfigBundle) -> str:
-    assert bundle.runtime is not None, "only a revoked agent has no runtime, and that one is never started"
-    return bundle.runtime.version
